@@ -1,0 +1,240 @@
+"""The ring between one producing thread and the writer thread. See ring.pxd for the contract."""
+
+from libc.errno cimport errno
+from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdlib cimport calloc, free
+from libc.string cimport memcpy, memset
+
+cdef extern from "atomics.h" nogil:
+    uint64_t gw_load_acquire(const uint64_t*)
+    uint64_t gw_load_relaxed(const uint64_t*)
+    void gw_store_release(uint64_t*, uint64_t)
+    void gw_store_seq(uint64_t*, uint64_t)
+    uint64_t gw_load_seq(const uint64_t*)
+    uint64_t gw_exchange(uint64_t*, uint64_t)
+    void gw_fence()
+
+cdef extern from "<sys/eventfd.h>" nogil:
+    int eventfd(unsigned int, int)
+    enum: EFD_CLOEXEC, EFD_NONBLOCK
+
+cdef extern from "<unistd.h>" nogil:
+    ssize_t write(int, const void*, size_t)
+    ssize_t read(int, void*, size_t)
+    int close(int)
+
+cdef extern from "<sys/mman.h>" nogil:
+    void* mmap(void*, size_t, int, int, int, int64_t)
+    int munmap(void*, size_t)
+    enum: PROT_READ, PROT_WRITE, MAP_PRIVATE, MAP_ANONYMOUS
+    void* MAP_FAILED
+
+KEYFRAME = SLOT_KEYFRAME
+WANTS_ACK = SLOT_WANTS_ACK
+PENDING = VERDICT_WAIT
+ACKED = VERDICT_ACK
+FAILED = VERDICT_FAILED
+
+
+cdef inline void ring_bell(int fd) noexcept nogil:
+    """Make an eventfd readable. EAGAIN means that it already is, which is all that is wanted."""
+    cdef uint64_t one = 1
+    write(fd, &one, sizeof(one))
+
+
+cdef uint8_t* ring_put(
+    RingState* ring, uint32_t partition, uint16_t flags, int64_t timestamp_ns,
+    uint32_t key_bytes, uint32_t value_bytes, uint32_t headers_bytes, uint64_t* sequence,
+) noexcept nogil:
+    cdef uint64_t content = <uint64_t>key_bytes + value_bytes + headers_bytes
+    cdef uint64_t size = (SLOT_BYTES + content + 7) & ~(<uint64_t>7)
+    cdef uint64_t at = ring.reserved & (ring.capacity - 1)
+    cdef uint64_t to_end = ring.capacity - at
+    cdef uint64_t need = size if size <= to_end else to_end + size
+    cdef RingSlot* slot
+    if ring.reserved + need - ring.tail_seen > ring.capacity:
+        ring.tail_seen = gw_load_acquire(&ring.tail)
+        if ring.reserved + need - ring.tail_seen > ring.capacity:
+            # Say that we wait, then look once more: the consumer may have freed room in between.
+            gw_store_seq(&ring.waiting, 1)
+            ring.tail_seen = gw_load_seq(&ring.tail)
+            if ring.reserved + need - ring.tail_seen > ring.capacity:
+                ring.full += 1
+                return NULL
+            gw_store_seq(&ring.waiting, 0)
+    if size > to_end:
+        # Slots are multiples of 8 and never wrap, so at least 8 bytes are left: enough for size and flags.
+        slot = <RingSlot*>(ring.data + at)
+        slot.size = <uint32_t>to_end
+        slot.flags = SLOT_PAD
+        ring.reserved += to_end
+        at = 0
+    slot = <RingSlot*>(ring.data + at)
+    slot.size = <uint32_t>size
+    slot.flags = flags
+    slot.partition = partition
+    slot.key_bytes = key_bytes
+    slot.value_bytes = value_bytes
+    slot.headers_bytes = headers_bytes
+    ring.next_sequence[partition] += 1
+    slot.sequence = ring.next_sequence[partition]
+    sequence[0] = slot.sequence
+    slot.timestamp_ns = timestamp_ns
+    ring.reserved += size
+    ring.records += 1
+    ring.bytes += content
+    return <uint8_t*>slot + SLOT_BYTES
+
+
+cdef void ring_publish(RingState* ring) noexcept nogil:
+    if ring.reserved == ring.head:
+        return
+    gw_store_release(&ring.head, ring.reserved)
+    gw_fence()                      # the consumer sets `writer_sleeping`, fences, then looks at `head`
+    if gw_load_relaxed(ring.writer_sleeping) and gw_exchange(ring.writer_sleeping, 0):
+        ring_bell(ring.writer_fd)
+
+
+cdef int ring_verdict(RingState* ring, uint32_t partition, uint64_t sequence) noexcept nogil:
+    if gw_load_acquire(&ring.acked[partition]) >= sequence:
+        return VERDICT_ACK
+    if gw_load_acquire(&ring.failed[partition]):
+        return VERDICT_FAILED
+    return VERDICT_WAIT
+
+
+cdef RingSlot* ring_peek(RingState* ring, uint64_t* position) noexcept nogil:
+    cdef uint64_t head = gw_load_acquire(&ring.head)
+    cdef RingSlot* slot
+    while position[0] < head:
+        slot = <RingSlot*>(ring.data + (position[0] & (ring.capacity - 1)))
+        if not slot.flags & SLOT_PAD:
+            return slot
+        position[0] += slot.size
+    return NULL
+
+
+cdef void ring_free(RingState* ring, uint64_t position) noexcept nogil:
+    gw_store_seq(&ring.tail, position)
+    if gw_load_seq(&ring.waiting):
+        # Woken too early, the producer would only stop again: wait until half of the ring is free.
+        if gw_load_acquire(&ring.head) - position <= ring.capacity // 2:
+            gw_store_seq(&ring.waiting, 0)
+            ring_bell(ring.event_fd)
+
+
+cdef void ring_notify(RingState* ring) noexcept nogil:
+    if gw_load_seq(&ring.ack_interest):
+        ring_bell(ring.event_fd)
+
+
+cdef class Ring:
+    """One ring, seen from its producing thread.
+
+    Made by ``Writer.ring(name, capacity)``. Exactly one thread at a time may produce. Python callers are serialised
+    by the GIL, which `append` holds throughout, so several Python threads may share one ring.
+    """
+
+    def __cinit__(self, object owner, str name, uint64_t capacity, uint32_t partitions, int writer_fd,
+                  size_t writer_sleeping):
+        self.owner = owner
+        self.name = name
+        if capacity < 4096 or capacity & (capacity - 1):
+            raise ValueError(f"ring capacity must be a power of two of at least 4096 bytes, not {capacity}")
+        self.state = <RingState*>calloc(1, sizeof(RingState))
+        if self.state is NULL:
+            raise MemoryError()
+        self.state.event_fd = -1
+        self.state.capacity = capacity
+        self.state.partitions = partitions
+        self.state.next_sequence = <uint64_t*>calloc(partitions, sizeof(uint64_t))
+        self.state.acked = <uint64_t*>calloc(partitions, sizeof(uint64_t))
+        self.state.failed = <uint64_t*>calloc(partitions, sizeof(uint64_t))
+        # Mapped, so that a ring costs memory only as far as it was ever filled.
+        self.state.data = <uint8_t*>mmap(NULL, capacity, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0)
+        if self.state.data == <uint8_t*>MAP_FAILED:
+            self.state.data = NULL
+        if (self.state.data is NULL or self.state.next_sequence is NULL or self.state.acked is NULL
+                or self.state.failed is NULL):
+            raise MemoryError(f"no memory for ring {name} of {capacity} bytes")
+        self.state.event_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)
+        if self.state.event_fd < 0:
+            raise OSError(errno, f"eventfd for ring {name}")
+        self.state.writer_fd = writer_fd
+        self.state.writer_sleeping = <uint64_t*>writer_sleeping
+
+    def __dealloc__(self):
+        if self.state is NULL:
+            return
+        if self.state.data is not NULL:
+            munmap(self.state.data, self.state.capacity)
+        if self.state.event_fd >= 0:
+            close(self.state.event_fd)
+        free(self.state.next_sequence)
+        free(self.state.acked)
+        free(self.state.failed)
+        free(self.state)
+
+    @property
+    def event_fd(self) -> int:
+        """Readable when acknowledgements may leave, a partition failed, or room came back. Clear with `clear_event`."""
+        return self.state.event_fd
+
+    @property
+    def capacity(self) -> int:
+        """Bytes."""
+        return self.state.capacity
+
+    @property
+    def used(self) -> int:
+        """Bytes waiting for the writer, slot headers included."""
+        return gw_load_acquire(&self.state.head) - gw_load_acquire(&self.state.tail)
+
+    @property
+    def largest_record(self) -> int:
+        """Most bytes of key, value and headers together that fit: half the ring less a slot header."""
+        return self.state.capacity // 2 - SLOT_BYTES
+
+    @property
+    def counters(self) -> dict:
+        """Records and content bytes taken, and how often a record found no room."""
+        return {"records": self.state.records, "bytes": self.state.bytes, "full": self.state.full}
+
+    def append(self, uint32_t partition, bytes key, bytes value, bytes headers, int64_t timestamp_ns,
+               int flags=0) -> int:
+        """Put one record in and publish it; return its sequence number in (ring, partition), or 0 when the ring is full.
+
+        headers: as `batch.encode_headers` gives them. timestamp_ns: receive time, Unix epoch. A record over
+        `largest_record` raises ValueError, since it could never fit.
+        """
+        cdef uint64_t sequence = 0
+        cdef uint8_t* to
+        cdef size_t total = len(key) + len(value) + len(headers)
+        if partition >= self.state.partitions:
+            raise IndexError(f"partition {partition} of {self.state.partitions}")
+        if total > self.state.capacity // 2 - SLOT_BYTES:
+            raise ValueError(f"record of {total} bytes exceeds the ring's limit of {self.largest_record} bytes")
+        to = ring_put(self.state, partition, <uint16_t>flags, timestamp_ns, <uint32_t>len(key), <uint32_t>len(value),
+                      <uint32_t>len(headers), &sequence)
+        if to is NULL:
+            return 0
+        memcpy(to, <const char*>key, len(key))
+        memcpy(to + len(key), <const char*>value, len(value))
+        memcpy(to + len(key) + len(value), <const char*>headers, len(headers))
+        ring_publish(self.state)
+        return sequence
+
+    def verdict(self, uint32_t partition, uint64_t sequence) -> int:
+        """PENDING, ACKED (it is on disk) or FAILED (the partition failed before it got there)."""
+        if partition >= self.state.partitions:
+            raise IndexError(f"partition {partition} of {self.state.partitions}")
+        return ring_verdict(self.state, partition, sequence)
+
+    def set_ack_interest(self, bint interested) -> None:
+        """While true, `event_fd` becomes readable whenever acknowledgements may leave. Look once more after setting."""
+        gw_store_seq(&self.state.ack_interest, 1 if interested else 0)
+
+    def clear_event(self) -> None:
+        """Make `event_fd` unreadable until the next event."""
+        cdef uint64_t count
+        read(self.state.event_fd, &count, sizeof(count))
