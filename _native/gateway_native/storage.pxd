@@ -7,6 +7,11 @@ calls), so that a test can put itself in between.
 
 from libc.stdint cimport int64_t, uint8_t
 
+cdef enum:
+    OPEN_EXISTING = 0           # it must exist
+    OPEN_NEW = 1                # it must not exist
+    OPEN_EMPTY = 2              # made when missing, emptied when there
+
 cdef struct SegmentFile:
     int fd                      # -1: not open
     uint8_t* map                # mapped table: the whole segment's address range, also beyond what is allocated
@@ -16,8 +21,8 @@ cdef struct SegmentFile:
 
 cdef struct StorageOps:
     const char* name
-    # Open `path` for reading and writing. create = 1: it must not exist yet.
-    int (*open)(const char* path, bint create) noexcept nogil
+    # Open `path` for reading and writing; mode is one of OPEN_*.
+    int (*open)(const char* path, int mode) noexcept nogil
     # Make [0, upto) of the segment writable without failing later; mapped: map `bytes_max` on first use.
     int (*allocate)(SegmentFile* file, int64_t upto, int64_t bytes_max) noexcept nogil
     # Put bytes at file.position, which the caller has allocated, and move it.

@@ -7,7 +7,7 @@ from libc.string cimport memcpy, memset
 cdef extern from "<fcntl.h>" nogil:
     int c_open "open"(const char*, int, ...)
     int fallocate(int, int, int64_t, int64_t)
-    enum: O_RDWR, O_RDONLY, O_CREAT, O_EXCL, O_CLOEXEC, O_DIRECTORY
+    enum: O_RDWR, O_RDONLY, O_CREAT, O_EXCL, O_TRUNC, O_CLOEXEC, O_DIRECTORY
 
 cdef extern from "<unistd.h>" nogil:
     int fdatasync(int)
@@ -31,8 +31,14 @@ cdef extern from "<sys/vfs.h>" nogil:
     int c_statfs "statfs"(const char*, statfs_t*)
 
 
-cdef int posix_open(const char* path, bint create) noexcept nogil:
-    cdef int fd = c_open(path, O_RDWR | O_CLOEXEC | ((O_CREAT | O_EXCL) if create else 0), 0o644)
+cdef int posix_open(const char* path, int mode) noexcept nogil:
+    cdef int flags = O_RDWR | O_CLOEXEC
+    cdef int fd
+    if mode == OPEN_NEW:
+        flags |= O_CREAT | O_EXCL
+    elif mode == OPEN_EMPTY:
+        flags |= O_CREAT | O_TRUNC
+    fd = c_open(path, flags, 0o644)
     return fd if fd >= 0 else -errno
 
 
