@@ -21,6 +21,10 @@ cdef enum:
     COMMIT_READY = 1                # handed over by the writer
     COMMIT_DONE = 2                 # synced, published; the writer may collect the buffers
 
+    WRITER_NEW = 0
+    WRITER_RUNNING = 1
+    WRITER_FINISHED = 2
+
     # Where a partition failed, for the message.
     STEP_NONE = 0
     STEP_CREATE = 1
@@ -42,6 +46,8 @@ cdef struct Sealed:                 # descriptors of a sealed segment, until it 
     int log_fd
     int index_fd
     int time_fd
+    int64_t base_offset
+    int64_t position                # its final length
     Sealed* next
 
 cdef struct Partition:
@@ -127,8 +133,7 @@ cdef class Writer:
     cdef uint64_t abandoned
     cdef uint64_t flush_wanted
     cdef uint64_t flush_done
-    cdef uint64_t writer_running
-    cdef uint64_t flusher_running
+    cdef uint64_t writer_state
     # Counters.
     cdef uint64_t commits
     cdef uint64_t batches
