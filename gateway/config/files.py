@@ -238,7 +238,7 @@ def _resolve_password_file(sources: Sources, path: KeyPath, section: dict[str, A
         sources.problems.append((here, "stands beside 'password'; keep one of the two"))
         return
     try:
-        with open(file, "rb") as opened:
+        with Path(file).open("rb") as opened:
             raw = opened.read(SECRET_BYTES_MAX + 1)
     except OSError as error:
         sources.problems.append((here, f"{file} cannot be read: {error.strerror}"))
