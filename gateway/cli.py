@@ -1,7 +1,8 @@
 """The command ``gateway``. Each command stands in a module of its own in ``gateway.commands``.
 
-What all commands share is here: exit codes (0 done, 1 failed, 2 usage, 3 configuration, 4 damage found, 130 interrupted), errors
-as one sentence on stderr instead of a traceback, and a reader that closes the pipe early being no error at all.
+What all commands share is here: exit codes (0 done, 1 failed, 2 usage, 3 configuration, 4 damage found, 130
+interrupted), errors as one sentence on stderr instead of a traceback, and that a reader which closes the pipe early is
+no error.
 """
 
 from __future__ import annotations
@@ -10,13 +11,11 @@ import importlib
 import os
 import sys
 import traceback
-from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any
 
 import click
 
-from gateway.errors import GatewayError, UsageError
+from gateway.errors import GatewayError
 
 # Commands are imported when they are needed, so that starting the program stays quick.
 _COMMANDS = {
@@ -92,34 +91,37 @@ def run(arguments: list[str]) -> int:
         # The reader (`head`, a pager) has seen enough. Python would complain once more while it flushes at exit.
         _abandon_stdout()
         return 0
-    except click.ClickException as error:
-        return _report(error, lambda: error.show(sys.stderr), error.exit_code, debug)
-    except GatewayError as error:
-        return _report(error, lambda: _say(error), error.exit_code, debug)
-    except (OSError, MemoryError, ModuleNotFoundError) as error:
-        return _report(error, lambda: _say(error), 1, debug)
-
-
-def _report(error: Exception, show: Callable[[], Any], exit_code: int, debug: bool) -> int:
-    if debug:
-        traceback.print_exception(error)
-    show()
-    _abandon_stdout_if_closed()
-    return exit_code
+    except (click.ClickException, GatewayError, OSError, MemoryError, ModuleNotFoundError) as error:
+        if debug:
+            traceback.print_exception(error)
+        _say(error)
+        _abandon_stdout_if_closed()
+        return error.exit_code if isinstance(error, click.ClickException | GatewayError) else 1
+    except Exception as error:  # noqa: BLE001  # the last resort: a fault of ours still ends in a sentence
+        if debug:
+            traceback.print_exception(error)
+        what = f"{type(error).__name__}: {error}"
+        click.echo(
+            f"gateway: This is a fault in Gateway itself; please report it with what --debug shows. {what}", err=True
+        )
+        return 1
 
 
 def _say(error: Exception) -> None:
+    """One sentence, or the several of a configuration."""
     from gateway.logs import without_credentials
 
-    prefix = "Usage: " if isinstance(error, UsageError) else ""
+    if isinstance(error, click.ClickException):
+        error.show(sys.stderr)
+        return
     text = str(error)
     if isinstance(error, OSError) and error.strerror:
         text = f"{error.filename}: {error.strerror}." if error.filename else f"{error.strerror}."
-    elif isinstance(error, ModuleNotFoundError):
-        text = f"The Python package {error.name!r} is missing; 'pip install gateway[all]' installs what this command needs."
+    elif isinstance(error, ModuleNotFoundError) and not str(error.name).startswith("gateway"):
+        text = f"The Python package {error.name!r} is missing; 'pip install gateway[all]' brings it."
     elif isinstance(error, MemoryError):
-        text = text or "Out of memory."
-    click.echo(f"gateway: {prefix}{without_credentials(text)}", err=True)
+        text = text or "There is not enough memory."
+    click.echo(f"gateway: {without_credentials(text)}", err=True)
 
 
 def _abandon_stdout_if_closed() -> None:

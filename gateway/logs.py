@@ -6,8 +6,8 @@ Code logs through the standard library::
     logger.info("camera connected", extra={"fields": {"source": "gate-1", "codec": "h264"}})
 
 The message names the kind of event and never varies; what varies stands in ``fields``, units in the names. That is what
-makes repeats countable: of one event from one source, ``BURST`` lines are written per ``WINDOW_NS``; the rest are counted, and the
-count is written when the window is over. A credential in a URL is cut out whatever it arrives in.
+makes repeats countable: of one event from one source, ``BURST`` lines are written per ``WINDOW_NS``; the rest are
+counted, and the count is written with the first event after that. Credentials in a URL are cut out wherever they stand.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _PLAIN = re.compile(r"[^\s\"'=\\]+")
 
 
 def configure(log_format: LogFormat = "text", *, stream: TextIO | None = None, level: int = logging.INFO) -> None:
-    """Sends everything logged under ``gateway`` to ``stream`` (default: stderr). Called again, it replaces what was set."""
+    """Sends what is logged under ``gateway`` to ``stream`` (default: stderr); called again, it replaces what was set."""
     root = logging.getLogger("gateway")
     for old in list(root.handlers):
         if isinstance(old, EventHandler):
@@ -86,7 +86,7 @@ class EventHandler(logging.StreamHandler[TextIO]):
             super().emit(summary)
         super().close()
 
-    def handleError(self, record: logging.LogRecord) -> None:
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802  # the library's name
         """A log that cannot be written (a closed terminal) must not stop what is being logged."""
 
     def _admit(self, record: logging.LogRecord, now_ns: int) -> bool:
