@@ -44,8 +44,8 @@ class TimeEntry(NamedTuple):
 class IndexBuilder:
     """Both indexes of one segment, built as Kafka builds them while it appends.
 
-    An entry is added *before* a batch is counted, when more than 4,096 bytes were appended since the last entry. The time
-    index gets one only if its timestamp is beyond the last one's. A sealed segment's gets a final entry: `seal`.
+    An entry is added *before* a batch is counted, when more than 4,096 bytes were appended since the last entry. The
+    time index gets one only if its timestamp is beyond the last one's. A sealed segment's gets a final entry: `seal`.
     """
 
     def __init__(self, base_offset: int) -> None:
@@ -79,7 +79,7 @@ class IndexBuilder:
 
 
 class SegmentIndexes:
-    """Look-up in both indexes of one segment. A missing, torn or empty file has fewer entries, which costs time only."""
+    """Look-up in both indexes of one segment. A missing or torn file has fewer entries, which costs time only."""
 
     def __init__(self, directory: Path, base_offset: int) -> None:
         self._base_offset = base_offset
@@ -87,7 +87,7 @@ class SegmentIndexes:
         self._times = directory / segment_name(base_offset, TIME_SUFFIX)
 
     def batch_at(self, offset: int, position_max: int) -> IndexEntry | None:
-        """The last entry whose batch ends at or before `offset` and starts below `position_max`; None if there is none."""
+        """The last entry whose batch ends at or before `offset` and starts below `position_max`, if there is one."""
         key = offset - self._base_offset
         found = self._last(self._index, _INDEX_ENTRY, lambda entry: entry[0] <= key and entry[1] < position_max)
         return IndexEntry(found[0] + self._base_offset, found[1]) if found else None

@@ -10,14 +10,15 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from gateway_native import batch, watermark
+
 from gateway.errors import DamageError, FormatError
 from gateway.log.index import NO_TIMESTAMP, SegmentIndexes
 from gateway.log.layout import BATCH_BYTES_MAX, WATERMARK_FILE, list_segments
 from gateway.log.segment import CHUNK_BYTES, Damage, Segment, Walk, WalkEnd
-from gateway_native import batch, watermark
 
-# How far back times may run inside a segment. The gateway's own writer lets them run back not at all: it holds back steps
-# of up to 1 s and seals the segment at a larger one. The rest is for logs that others wrote.
+# How far back times may run inside a segment. The gateway's own writer lets them run back not at all: it holds back
+# steps of up to 1 s and seals the segment at a larger one. The rest is for logs that others wrote.
 TIME_SLACK_MS = 10_000
 
 # A segment that vanished or was rolled between listing and opening is looked up again so often.
@@ -163,7 +164,7 @@ class PartitionReader:
         return self._locate(segment, first, end)
 
     def _has_times_of(self, segment: Segment, selection: batch.Selection, end: int, sealed: bool) -> bool:
-        """May the segment hold times of the selection? Each segment is judged by its own range, whatever its neighbours'."""
+        """May the segment hold times of the selection? Each is judged by its own range, whatever its neighbours'."""
         if selection.time_stop < _FOREVER:
             header = segment.header(0) if end >= batch.HEADER_BYTES else None
             if header is not None and header.base_timestamp >= selection.time_stop:
@@ -241,8 +242,8 @@ class PartitionReader:
     ) -> Iterator[list[batch.Row]]:
         """The selected records, in lists of bounded size, in the order of their offsets.
 
-        Segments that retention removes meanwhile are passed over. At damage DamageError is raised, or, with `on_damage`,
-        that is called and reading goes on at the next sound batch. FormatError for compressed batches.
+        Segments that retention removes meanwhile are passed over. At damage DamageError is raised, or, with
+        `on_damage`, that is called and reading goes on at the next sound batch. FormatError for compressed batches.
         """
         limit = self.limit() if limit is None else limit
         selection = self._within(selection, limit)
@@ -303,7 +304,11 @@ class PartitionReader:
                 if error.problem == batch.PROBLEM_ZEROS and segment.is_zero(position, end):
                     return  # allocated, never written: a copy taken while the segment was being sealed
                 damage = WalkEnd(position, offset, error.problem, error.expected, error.found).damage(segment.path)
-                position, offset = self._past_damage(segment, damage, end, max(offset, 0), limit, on_damage)
+                if on_damage is None:
+                    raise _damage_error(damage) from None
+                on_damage(damage)
+                following = segment.find_batch(position + 1, end, max(offset, 0), limit.offset)
+                position, offset = (end if following is None else following), -1
                 wanted = CHUNK_BYTES
                 continue
             if rows:
@@ -313,18 +318,11 @@ class PartitionReader:
             position += passed
             wanted = min(max(more, CHUNK_BYTES), BATCH_BYTES_MAX)
 
-    @staticmethod
-    def _past_damage(
-        segment: Segment, damage: Damage, end: int, offset: int, limit: Limit, on_damage: OnDamage | None
-    ) -> tuple[int, int]:
-        """Where to go on after damage: position and base offset of the next sound batch, or the segment's end."""
-        if on_damage is None:
-            raise DamageError(
-                f"{damage}. What follows can be read by passing over the damage; `gateway verify` lists every such place."
-            )
-        on_damage(damage)
-        following = segment.find_batch(damage.position + 1, end, offset, limit.offset)
-        return (end, -1) if following is None else (following, -1)
+
+def _damage_error(damage: Damage) -> DamageError:
+    return DamageError(
+        f"{damage}. What follows can be read by passing over the damage; `gateway verify` lists every such place."
+    )
 
 
 def _check_room(wanted: int, available_here: int, available: int) -> None:

@@ -12,8 +12,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple
 
-from gateway.log.layout import BATCH_BYTES_MAX, LOG_SUFFIX, segment_name
 from gateway_native import batch
+
+from gateway.log.layout import BATCH_BYTES_MAX, LOG_SUFFIX, segment_name
 
 # One read. Larger than a batch usually is (256 KiB), small enough that its records, as objects, stay bounded.
 CHUNK_BYTES = 512 * 1024
@@ -37,7 +38,7 @@ class BatchHeader(NamedTuple):
     producer_id: int
     producer_epoch: int
     base_sequence: int
-    count: int
+    records: int
 
     @property
     def last_offset(self) -> int:
@@ -113,7 +114,7 @@ class Segment:
         return True
 
     def find_batch(self, position: int, end: int, offset_min: int, offset_max: int) -> int | None:
-        """The next sound batch at or after `position` that ends by `end` and holds offsets in [offset_min, offset_max)."""
+        """The next sound batch from `position` on that ends by `end` and has offsets in [offset_min, offset_max)."""
         wanted = CHUNK_BYTES
         while end - position >= batch.HEADER_BYTES:
             data = self.read(position, min(wanted, end - position))
