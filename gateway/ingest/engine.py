@@ -19,7 +19,7 @@ from gateway_native.writer import Writer
 
 from gateway.clock import NS_PER_MS
 from gateway.config import Config
-from gateway.errors import GatewayError
+from gateway.errors import ConfigError, GatewayError
 from gateway.log.layout import partition_directory
 from gateway.log.recovery import Recovered, recover
 
@@ -34,11 +34,16 @@ class Engine:
     """
 
     def __init__(self, config: Config, *, storage: str | None = None) -> None:
-        """storage: "mapped" or "pwrite"; None chooses by the file system that holds the data directory."""
+        """storage: "mapped" or "pwrite"; None takes the configuration's choice."""
         self.config = config
         self.data = Path(config.data)
         self.filesystem, preallocation_holds = filesystem(str(self.data))
-        self.storage = storage or ("mapped" if preallocation_holds else "pwrite")
+        self.storage = storage or config.disk.append
+        if self.storage == "mapped" and not preallocation_holds:
+            raise ConfigError(
+                f'[disk] append = "mapped" needs preallocated blocks that stay, which {self.filesystem} (of '
+                f'{self.data}) does not promise; use append = "pwrite".'
+            )
         self.writer = Writer(
             self.storage,
             buffer_bytes=config.limits.buffer_bytes,
