@@ -20,7 +20,7 @@ from gateway_native.writer import Writer
 from gateway.clock import NS_PER_MS
 from gateway.config import Config
 from gateway.errors import ConfigError, GatewayError
-from gateway.log.layout import partition_directory
+from gateway.log.layout import partition_path
 from gateway.log.recovery import Recovered, recover
 
 # How long `close` lets the disk finish what it was given before the rest is left behind (it was never acknowledged).
@@ -72,7 +72,7 @@ class Engine:
         if known is not None:
             return known
         settings = self.config.stream(stream)
-        directory = partition_directory(self.data, stream)
+        directory = partition_path(self.data, stream)
         try:
             found = recover(directory)
             index = self.writer.add_partition(
