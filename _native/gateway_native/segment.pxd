@@ -1,0 +1,57 @@
+"""The active segment: a log file and its two indexes, as the writer thread appends to them.
+
+Index rules are Apache Kafka's (storage/.../log/LogSegment.java, append): one entry in each index when more than 4,096
+bytes were appended since the last; a sealed segment's time index gets a final entry. Indexes can be rebuilt, so a
+failure to write one is counted and never holds up ingest.
+"""
+
+from libc.stdint cimport int32_t, int64_t, uint8_t, uint64_t
+
+from gateway_native.storage cimport SegmentFile, StorageOps
+
+cdef enum:
+    INDEX_INTERVAL_BYTES = 4096
+    INDEX_ENTRY_BYTES = 8           # relative last offset of the batch i32, position i32
+    TIME_ENTRY_BYTES = 12           # timestamp i64, relative offset i32
+    INDEX_BUFFERED = 128            # entries held back before a write; flushed at every commit
+
+    ALLOCATE_FIRST_BYTES = 1048576  # preallocation grows from here, doubling,
+    ALLOCATE_STEP_BYTES = 67108864  # in steps of at most this
+
+    PATH_BYTES = 4096
+
+cdef struct Active:
+    SegmentFile log
+    int index_fd
+    int time_fd
+    int64_t base_offset
+    int64_t first_timestamp         # ms, of the first batch; -1 while empty
+    int64_t bytes_since_entry
+    int64_t max_timestamp           # ms, so far; -1 while empty
+    int64_t offset_of_max           # last offset of the batch that brought it
+    int64_t last_time_entry         # timestamp of the time index's last entry, -1: none
+    int64_t index_bytes             # written to the file
+    int64_t time_bytes
+    int index_count                 # entries waiting in the buffers
+    int time_count
+    int index_error                 # errno of the first failed index write; this segment's indexes then stop growing
+    uint8_t index_buffer[INDEX_BUFFERED * INDEX_ENTRY_BYTES]
+    uint8_t time_buffer[INDEX_BUFFERED * TIME_ENTRY_BYTES]
+
+# All return 0 or -errno. `directory` is the partition's.
+cdef int active_create(StorageOps* ops, Active* segment, const char* directory, int64_t base_offset) noexcept nogil
+# Open an existing segment; the caller sets its state (position, index lengths…) from recovery before the first append.
+cdef int active_open(StorageOps* ops, Active* segment, const char* directory, int64_t base_offset) noexcept nogil
+# Append one finished batch. On failure nothing changed that a later attempt would not do again.
+cdef int active_append(
+    StorageOps* ops, Active* segment, const uint8_t* batch, int64_t size, int64_t last_offset, int64_t max_timestamp,
+    int64_t segment_bytes,
+) noexcept nogil
+# Room in this segment for one more batch, by size, offset range (i32) and age?
+cdef bint active_has_room(
+    Active* segment, int64_t size, int64_t last_offset, int64_t timestamp, int64_t segment_bytes,
+    int64_t segment_age_ms,
+) noexcept nogil
+cdef void active_flush_indexes(StorageOps* ops, Active* segment) noexcept nogil
+# Final time index entry, exact length, unmapped. The descriptors stay open: the caller syncs and closes them.
+cdef int active_seal(StorageOps* ops, Active* segment) noexcept nogil

@@ -1,0 +1,3 @@
+FILESYSTEMS: dict[int, tuple[str, bool]]
+
+def filesystem(path: str) -> tuple[str, bool]: ...

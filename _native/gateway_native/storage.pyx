@@ -1,0 +1,216 @@
+"""The shipped storage tables, `mapped` and `pwrite`, and what file system a path is on. See storage.pxd."""
+
+from libc.errno cimport EEXIST, EINTR, EIO, EOPNOTSUPP, ENOSYS, errno
+from libc.stdint cimport int64_t, uint8_t
+from libc.string cimport memcpy, memset
+
+cdef extern from "<fcntl.h>" nogil:
+    int c_open "open"(const char*, int, ...)
+    int fallocate(int, int, int64_t, int64_t)
+    enum: O_RDWR, O_RDONLY, O_CREAT, O_EXCL, O_TRUNC, O_CLOEXEC, O_DIRECTORY
+
+cdef extern from "<unistd.h>" nogil:
+    int fdatasync(int)
+    int fsync(int)
+    int ftruncate(int, int64_t)
+    ssize_t pwrite(int, const void*, size_t, int64_t)
+    int c_close "close"(int)
+
+cdef extern from "<sys/stat.h>" nogil:
+    int mkdir(const char*, unsigned int)
+
+cdef extern from "<sys/mman.h>" nogil:
+    void* mmap(void*, size_t, int, int, int, int64_t)
+    int munmap(void*, size_t)
+    enum: PROT_READ, PROT_WRITE, MAP_SHARED, MAP_NORESERVE
+    void* MAP_FAILED
+
+cdef extern from "<sys/vfs.h>" nogil:
+    struct statfs_t "statfs":
+        long f_type
+    int c_statfs "statfs"(const char*, statfs_t*)
+
+
+cdef int posix_open(const char* path, int mode) noexcept nogil:
+    cdef int flags = O_RDWR | O_CLOEXEC
+    cdef int fd
+    if mode == OPEN_NEW:
+        flags |= O_CREAT | O_EXCL
+    elif mode == OPEN_EMPTY:
+        flags |= O_CREAT | O_TRUNC
+    fd = c_open(path, flags, 0o644)
+    return fd if fd >= 0 else -errno
+
+
+cdef int posix_allocate(SegmentFile* file, int64_t upto) noexcept nogil:
+    """Real blocks for [0, upto) by fallocate(2): never glibc's emulation, which writes zeros over nothing."""
+    if upto <= file.allocated:
+        return 0
+    while fallocate(file.fd, 0, file.allocated, upto - file.allocated) != 0:
+        if errno != EINTR:
+            return -errno
+    file.allocated = upto
+    return 0
+
+
+cdef int mapped_allocate(SegmentFile* file, int64_t upto, int64_t bytes_max) noexcept nogil:
+    cdef void* address
+    cdef int failed = posix_allocate(file, upto)
+    if failed:
+        return failed
+    if file.map is NULL or file.map_bytes < upto:
+        mapped_detach(file)
+        # Addresses beyond the allocated part are reserved, not touched; they become usable as the file grows.
+        bytes_max = bytes_max if bytes_max > upto else upto
+        address = mmap(NULL, bytes_max, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE, file.fd, 0)
+        if address == MAP_FAILED:
+            return -errno
+        file.map = <uint8_t*>address
+        file.map_bytes = bytes_max
+    return 0
+
+
+cdef void mapped_detach(SegmentFile* file) noexcept nogil:
+    if file.map is not NULL:
+        munmap(file.map, file.map_bytes)
+        file.map = NULL
+        file.map_bytes = 0
+
+
+cdef int mapped_append(SegmentFile* file, const uint8_t* data, int64_t size) noexcept nogil:
+    if file.map is NULL or file.position + size > file.allocated:
+        return -EIO                 # a bug of the caller's, and never a SIGBUS
+    memcpy(file.map + file.position, data, size)
+    file.position += size
+    return 0
+
+
+cdef int pwrite_allocate(SegmentFile* file, int64_t upto, int64_t bytes_max) noexcept nogil:
+    """Preallocation is a courtesy here: where the file system has none, the write itself reports a full disk."""
+    cdef int failed = posix_allocate(file, upto)
+    if failed == -EOPNOTSUPP or failed == -ENOSYS:
+        return 0
+    return failed
+
+
+cdef int posix_write_at(int fd, const uint8_t* data, int64_t size, int64_t position) noexcept nogil:
+    cdef ssize_t written
+    while size > 0:
+        written = pwrite(fd, data, size, position)
+        if written < 0:
+            if errno == EINTR:
+                continue
+            return -errno
+        if written == 0:
+            return -EIO
+        data += written
+        size -= written
+        position += written
+    return 0
+
+
+cdef int pwrite_append(SegmentFile* file, const uint8_t* data, int64_t size) noexcept nogil:
+    cdef int failed = posix_write_at(file.fd, data, size, file.position)
+    if failed == 0:
+        file.position += size
+    return failed
+
+
+cdef void nothing_to_detach(SegmentFile* file) noexcept nogil:
+    return
+
+
+cdef int posix_sync_data(int fd) noexcept nogil:
+    # Not retried, not even after EINTR: after a failed sync the kernel may call the lost pages clean.
+    return 0 if fdatasync(fd) == 0 else -errno
+
+
+cdef int posix_sync_all(int fd) noexcept nogil:
+    return 0 if fsync(fd) == 0 else -errno
+
+
+cdef int posix_truncate(int fd, int64_t size) noexcept nogil:
+    while ftruncate(fd, size) != 0:
+        if errno != EINTR:
+            return -errno
+    return 0
+
+
+cdef int posix_make_directory(const char* path) noexcept nogil:
+    if mkdir(path, 0o755) != 0 and errno != EEXIST:
+        return -errno
+    return 0
+
+
+cdef int posix_sync_directory(const char* path) noexcept nogil:
+    cdef int failed = 0
+    cdef int fd = c_open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC)
+    if fd < 0:
+        return -errno
+    if fsync(fd) != 0:
+        failed = -errno
+    c_close(fd)
+    return failed
+
+
+cdef int posix_close(int fd) noexcept nogil:
+    return 0 if c_close(fd) == 0 else -errno
+
+
+cdef StorageOps mapped_ops
+mapped_ops.name = "mapped"
+mapped_ops.open = posix_open
+mapped_ops.allocate = mapped_allocate
+mapped_ops.append = mapped_append
+mapped_ops.write_at = posix_write_at
+mapped_ops.sync_data = posix_sync_data
+mapped_ops.sync_all = posix_sync_all
+mapped_ops.truncate = posix_truncate
+mapped_ops.make_directory = posix_make_directory
+mapped_ops.sync_directory = posix_sync_directory
+mapped_ops.detach = mapped_detach
+mapped_ops.close = posix_close
+
+cdef StorageOps pwrite_ops = mapped_ops
+pwrite_ops.name = "pwrite"
+pwrite_ops.allocate = pwrite_allocate
+pwrite_ops.append = pwrite_append
+pwrite_ops.detach = nothing_to_detach
+
+
+cdef StorageOps* storage_table(str name) except NULL:
+    if name == "mapped":
+        return &mapped_ops
+    if name == "pwrite":
+        return &pwrite_ops
+    raise ValueError(f"there is no storage table {name!r}; there are 'mapped' and 'pwrite'")
+
+
+# statfs(2) f_type. Only where preallocated blocks are kept for good is a mapped write safe from SIGBUS.
+FILESYSTEMS = {
+    0xEF53: ("ext4", True),
+    0x58465342: ("xfs", True),
+    0x01021994: ("tmpfs", False),
+    0x9123683E: ("btrfs", False),
+    0x2FC12FC1: ("zfs", False),
+    0x6969: ("nfs", False),
+    0x65735546: ("fuse", False),
+    0x794C7630: ("overlayfs", False),
+    0xFF534D42: ("cifs", False),
+    0x4D44: ("vfat", False),
+    0xF2F52010: ("f2fs", False),
+}
+
+
+def filesystem(str path) -> tuple:
+    """Name of the file system that holds `path`, and whether preallocation can be relied on there.
+
+    Raises OSError when the path cannot be looked at.
+    """
+    cdef statfs_t info
+    memset(&info, 0, sizeof(info))
+    encoded = path.encode("utf-8", "surrogateescape")
+    if c_statfs(<const char*>encoded, &info) != 0:
+        raise OSError(errno, "cannot look at the file system", path)
+    kind = <long>info.f_type & 0xFFFFFFFF
+    return FILESYSTEMS.get(kind, (f"type 0x{kind:x}", False))

@@ -1,0 +1,44 @@
+from typing import Any
+
+from gateway_native.ring import Ring
+
+STEPS: dict[int, str]
+
+class Writer:
+    def __init__(self, storage: str = "mapped", buffer_bytes: int = 67108864, partitions_max: int = 1024) -> None: ...
+    @property
+    def partitions_max(self) -> int: ...
+    @property
+    def storage(self) -> str: ...
+    @property
+    def health_fd(self) -> int: ...
+    @property
+    def counters(self) -> dict[str, int]: ...
+    def clear_health(self) -> None: ...
+    def ring(self, name: str, capacity: int) -> Ring: ...
+    def add_partition(
+        self,
+        directory: str,
+        *,
+        epoch: int = 1,
+        next_offset: int = 0,
+        segment_base: int = -1,
+        position: int = 0,
+        index_bytes: int = 0,
+        time_bytes: int = 0,
+        bytes_since_entry: int = 0,
+        first_timestamp: int = -1,
+        max_timestamp: int = -1,
+        offset_of_max: int = 0,
+        last_time_entry: int = -1,
+        last_timestamp: int = -1,
+        segment_bytes: int = 1073741824,
+        segment_age_ms: int = 0,
+        linger_ns: int = 5000000,
+        ack_memory: bool = False,
+    ) -> int: ...
+    def run_writer(self) -> None: ...
+    def run_flusher(self) -> None: ...
+    def flush(self, timeout_s: float = 30.0) -> bool: ...
+    def stop(self, *, abandon: bool = False) -> None: ...
+    def partition_state(self, index: int) -> dict[str, Any]: ...

@@ -1,0 +1,253 @@
+"""The gateway as one running thing: data directory, engine, sources; started and stopped in the right order."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+from collections.abc import Callable
+from contextlib import AsyncExitStack
+from typing import Any
+
+import uvloop
+
+from gateway.config import Config
+from gateway.errors import ConfigError, GatewayError, SourceError
+from gateway.ingest.engine import Engine
+from gateway.ingest.source import Source, SourceContext, load_factory
+from gateway.log.layout import DataDirectory
+
+logger = logging.getLogger("gateway")
+
+# How often the streams' health is looked at besides when the engine reports a change.
+HEALTH_INTERVAL_S = 5.0
+
+
+def source_configs(config: Config) -> dict[str, tuple[str, Any]]:
+    """Every configured source: its name, its kind, its part of the configuration. Names are unique (`config` checks)."""
+    return {
+        **{name: ("mqtt.listener", model) for name, model in config.mqtt.listeners.items()},
+        **{name: ("mqtt.subscriber", model) for name, model in config.mqtt.subscribers.items()},
+        **{name: ("camera", model) for name, model in config.cameras.items()},
+    }
+
+
+class App:
+    """A gateway in this process. ``await start()``, later ``await stop()``, both on one event loop.
+
+    After `stop` everything that was acknowledged is on disk, and the data directory is free for the next.
+    """
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+        self.sources: dict[str, Source] = {}
+        self._models: dict[str, tuple[str, Any]] = {}
+        self._engine: Engine | None = None
+        self._resources = AsyncExitStack()
+        self._troubles: dict[str, str] = {}
+        self._health_task: asyncio.Task[None] | None = None
+
+    @property
+    def engine(self) -> Engine:
+        """The running engine. Raises GatewayError before `start`."""
+        if self._engine is None:
+            raise GatewayError("The gateway is not running.")
+        return self._engine
+
+    async def start(self) -> None:
+        """Take the data directory, recover, start the threads, then the sources.
+
+        Raises LockedError, FormatError, ConfigError or SourceError; nothing is left running then.
+        """
+        try:
+            directory = DataDirectory.open_for_writing(self.config.data, self.config.site)
+            self._resources.callback(directory.close)
+            self._engine = Engine(self.config)
+            self._engine.start()
+            self._resources.callback(self._close_engine)
+            self._watch_health()
+            for name, (kind, model) in source_configs(self.config).items():
+                await self._start_source(name, kind, model)
+            self._log_recovery()
+        except BaseException:
+            await self.stop()
+            raise
+
+    async def stop(self) -> None:
+        """Stop reading, make everything durable, let the acknowledgements go, close."""
+        await self._stop_sources(list(self.sources))
+        if self._health_task is not None:
+            self._health_task.cancel()
+            self._health_task = None
+        if self._engine is not None:
+            asyncio.get_running_loop().remove_reader(self._engine.writer.health_fd)
+        await self._resources.aclose()
+
+    async def reload(self, config: Config) -> None:
+        """Apply changed sources, touching no other. What else changed needs a restart, and is named in the log."""
+        wanted = source_configs(config)
+        changed = [name for name, what in self._models.items() if wanted.get(name) != what]
+        self._log_unapplied(config)
+        await self._stop_sources(changed)
+        self.config = config
+        self.engine.config = config
+        for name, (kind, model) in wanted.items():
+            if name in self._models:
+                continue
+            try:
+                await self._start_source(name, kind, model)
+            except GatewayError as error:
+                logger.error("source not started", extra={"fields": {"source": name, "error": str(error)}})
+
+    def statistics(self) -> dict[str, Any]:
+        """The engine's counters and each source's."""
+        return {
+            **self.engine.statistics(),
+            "sources": {name: {"kind": source.kind, **source.statistics()} for name, source in self.sources.items()},
+        }
+
+    # -- sources ------------------------------------------------------------------------------------------------------
+
+    async def _start_source(self, name: str, kind: str, model: Any) -> None:
+        context = SourceContext(self.engine, self.config, logging.getLogger(f"gateway.{kind}"))
+        source = load_factory(kind)(name, model, context)
+        self.sources[name] = source
+        self._models[name] = (kind, model)
+        try:
+            await source.start()
+        except BaseException:
+            await self._stop_sources([name])
+            raise
+
+    async def _stop_sources(self, names: list[str]) -> None:
+        """Stop these; one that fails to stop is logged and does not keep the others."""
+        stopping = [self.sources[name] for name in names if name in self.sources]
+        if not stopping:
+            return
+        await self._each("pause", stopping)
+        if not await asyncio.to_thread(self.engine.flush):
+            logger.error("the disk did not take everything in time; what is missing was not acknowledged")
+        await self._each("drain", stopping)
+        await self._each("stop", stopping)
+        for source in stopping:
+            del self.sources[source.name]
+            del self._models[source.name]
+
+    async def _each(self, step: str, sources: list[Source]) -> None:
+        calls = [getattr(source, step)() for source in sources]
+        for source, outcome in zip(sources, await asyncio.gather(*calls, return_exceptions=True), strict=True):
+            if isinstance(outcome, BaseException):
+                logger.error(
+                    "source did not %s cleanly",
+                    step,
+                    exc_info=outcome,
+                    extra={"fields": {"source": source.name, "kind": source.kind}},
+                )
+
+    # -- the engine's health ------------------------------------------------------------------------------------------
+
+    def _close_engine(self) -> None:
+        if not self.engine.close():
+            logger.error("the disk did not take everything in time; what is missing was not acknowledged")
+        self._log_health()
+
+    def _watch_health(self) -> None:
+        """Log a stream's trouble when it begins and when it ends."""
+        engine = self.engine
+
+        def look() -> None:
+            engine.writer.clear_health()
+            self._log_health()
+
+        async def look_again() -> None:
+            while True:
+                await asyncio.sleep(HEALTH_INTERVAL_S)
+                self._log_health()
+
+        asyncio.get_running_loop().add_reader(engine.writer.health_fd, look)
+        self._health_task = asyncio.create_task(look_again(), name="gateway-health")
+
+    def _log_health(self) -> None:
+        troubles = self.engine.troubles()
+        for stream, sentence in troubles.items():
+            if self._troubles.get(stream) != sentence:
+                logger.error(sentence, extra={"fields": {"stream": stream}})
+        for stream in self._troubles.keys() - troubles.keys():
+            logger.info("stream is well again", extra={"fields": {"stream": stream}})
+        self._troubles = troubles
+
+    def _log_recovery(self) -> None:
+        for stream, found in self.engine.recovered.items():
+            if found.cut_bytes:
+                logger.warning(
+                    "recovery cut a torn tail that was never acknowledged",
+                    extra={"fields": {"stream": stream, "bytes": found.cut_bytes, "next_offset": found.next_offset}},
+                )
+
+    def _log_unapplied(self, config: Config) -> None:
+        """Only sources are applied while running; say so of the rest."""
+        for key in ("data", "site", "disk", "limits", "streams"):
+            if getattr(config, key) != getattr(self.config, key):
+                logger.warning("[%s] changed; the change takes effect at the next start", key)
+
+
+def run(config: Config, *, log_format: str = "text", reload: Callable[[], Config] | None = None) -> int:
+    """Run until SIGINT or SIGTERM and return the exit code; SIGHUP calls `reload` and applies changed sources.
+
+    Logging is the caller's to set up; ``log_format`` is only reported. Raises GatewayError when the start fails.
+    """
+    return uvloop.run(_run(config, log_format, reload))
+
+
+async def _run(config: Config, log_format: str, reload: Callable[[], Config] | None) -> int:
+    loop = asyncio.get_running_loop()
+    ended: asyncio.Future[str] = loop.create_future()
+    reloads: asyncio.Queue[None] = asyncio.Queue(maxsize=1)
+
+    def end(name: str) -> None:
+        if not ended.done():
+            ended.set_result(name)
+
+    def ask_reload() -> None:
+        if reload is not None and reloads.empty():
+            reloads.put_nowait(None)
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, end, number.name)
+    loop.add_signal_handler(signal.SIGHUP, ask_reload)
+    app = App(config)
+    await app.start()
+    logger.info(
+        "gateway is running",
+        extra={
+            "fields": {
+                "data": str(config.data),
+                "sources": len(app.sources),
+                "storage": app.engine.storage,
+                "filesystem": app.engine.filesystem,
+                "log_format": log_format,
+            }
+        },
+    )
+    reloading = asyncio.create_task(_reload_loop(app, reloads, reload), name="gateway-reload")
+    try:
+        name = await ended
+        logger.info("stopping", extra={"fields": {"signal": name}})
+    finally:
+        reloading.cancel()
+        await app.stop()
+    logger.info("gateway has stopped; everything acknowledged is on disk")
+    return 0
+
+
+async def _reload_loop(app: App, reloads: asyncio.Queue[None], reload: Callable[[], Config] | None) -> None:
+    while reload is not None:
+        await reloads.get()
+        try:
+            await app.reload(reload())
+        except (ConfigError, SourceError) as error:
+            logger.error(
+                "configuration not applied; the gateway goes on as before", extra={"fields": {"error": str(error)}}
+            )
+        else:
+            logger.info("configuration applied", extra={"fields": {"sources": len(app.sources)}})

@@ -1,0 +1,89 @@
+"""The configuration: reading ``gateway.toml``, checking it, and saying precisely what is wrong with it.
+
+    model      what may be written, with every default and every bound
+    files      the file, what it includes, environment variables and password files
+    toml_lines on which line a key stands
+    checks     what no single value can know: overlaps, contradictions, sums
+    explain    a validation error as a sentence
+
+Everything here is about text and values. Nothing opens a socket or touches the data directory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from gateway.config.checks import not_applied, overlaps, warnings
+from gateway.config.explain import explain
+from gateway.config.files import Sources, read_dict, read_file
+from gateway.config.model import (
+    RECORD_BYTES_MAX,
+    CameraConfig,
+    Config,
+    DiskConfig,
+    LimitsConfig,
+    ListenerConfig,
+    MqttConfig,
+    Retention,
+    Route,
+    SiteConfig,
+    StreamConfig,
+    SubscriberConfig,
+    SubscriberRoute,
+    split_bind,
+)
+from gateway.errors import ConfigError
+
+__all__ = [
+    "RECORD_BYTES_MAX",
+    "CameraConfig",
+    "Config",
+    "DiskConfig",
+    "LimitsConfig",
+    "ListenerConfig",
+    "MqttConfig",
+    "Retention",
+    "Route",
+    "SiteConfig",
+    "StreamConfig",
+    "SubscriberConfig",
+    "SubscriberRoute",
+    "from_dict",
+    "load",
+    "not_applied",
+    "split_bind",
+    "warnings",
+]
+
+
+def load(path: str | Path) -> Config:
+    """The configuration in this file and the files it includes.
+
+    Relative paths in it start at the directory of the file they are written in. Raises ConfigError naming everything
+    that is wrong, each with file, line, key and what would be right.
+    """
+    return _validated(read_file(Path(path)))
+
+
+def from_dict(document: Mapping[str, Any], *, directory: str | Path = ".") -> Config:
+    """The same from a dictionary as ``tomllib`` makes it; relative paths start at ``directory``."""
+    return _validated(read_dict(document, Path(directory)))
+
+
+def _validated(sources: Sources) -> Config:
+    problems = list(sources.problems)
+    config: Config | None = None
+    try:
+        config = Config.model_validate(sources.document)
+    except ValidationError as error:
+        known = {path for path, _ in problems}
+        problems += [(path, text) for path, text in explain(error, Config) if path not in known]
+    if config is not None:
+        problems += overlaps(config)
+    if problems or config is None:
+        raise ConfigError(sources.sentences(problems))
+    return config
