@@ -29,6 +29,33 @@ cdef enum:
     STOP_ROOM = 3                   # the ring is full; the packet waits
     STOP_FAULT = 4                  # the peer broke the protocol; see `fault`
 
+    # How: indexes into FAULTS in mqtt.pyx, which says the rest.
+    FAULT_NONE = 0
+    FAULT_FIRST_PACKET = 1
+    FAULT_TYPE = 2
+    FAULT_FLAGS = 3
+    FAULT_LENGTH = 4
+    FAULT_TOO_LARGE = 5
+    FAULT_TRUNCATED = 6
+    FAULT_QOS_3 = 7
+    FAULT_QOS_2 = 8
+    FAULT_DUP = 9
+    FAULT_TOPIC_EMPTY = 10
+    FAULT_TOPIC_UTF8 = 11
+    FAULT_TOPIC_NUL = 12
+    FAULT_TOPIC_WILDCARD = 13
+    FAULT_PACKET_ID = 14
+    FAULT_PROPERTY_UNKNOWN = 15
+    FAULT_PROPERTY_TWICE = 16
+    FAULT_PROPERTY_VALUE = 17
+    FAULT_PROPERTY_TEXT = 18
+    FAULT_TOPIC_ALIAS = 19
+    FAULT_SUBSCRIPTION_ID = 20
+    FAULT_INFLIGHT = 21
+    FAULT_UNROUTED = 22
+    FAULT_MEMORY = 23
+    FAULT_RECORD = 24
+
 # An acknowledgement on its way.
 cdef struct MqttAck:
     uint64_t sequence               # of the record, in (ring, partition)
@@ -84,12 +111,6 @@ cdef struct MqttListener:
 # was put into the ring is published.
 cdef int mqtt_parse(
     MqttListener* listener, MqttConnection* connection, const uint8_t* data, size_t size, size_t* position,
-) noexcept nogil
-
-# Encode the acknowledgements that may leave now, in publish order, into `to` (PUBACK_BYTES_MAX for each that is
-# pending) and forget them. Returns the bytes written; *failed is set when the next one will never be durable.
-cdef size_t mqtt_release(
-    MqttListener* listener, MqttConnection* connection, uint8_t* to, bint* failed,
 ) noexcept nogil
 
 

@@ -3,56 +3,27 @@
 cimport cython
 from cpython.buffer cimport PyBuffer_FillInfo
 from cpython.bytes cimport PyBytes_FromStringAndSize
-from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
-from libc.stdlib cimport calloc, free, malloc, realloc
+from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
+from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcpy, memmove
 from posix.time cimport CLOCK_REALTIME, clock_gettime, timespec
 
-from gateway_native.batch cimport headers_count_bytes, put_headers_count
-from gateway_native.mqtt_headers cimport (
-    PROPERTIES_ALIAS, PROPERTIES_OK, PROPERTIES_SUBSCRIPTION, PROPERTIES_TEXT, PROPERTIES_TRUNCATED, PROPERTIES_TWICE,
-    PROPERTIES_UNKNOWN, PROPERTIES_VALUE, PUBLISH_DUP, PUBLISH_QOS, HeaderSink, be16, sink_flags, sink_properties)
-from gateway_native.mqtt_routes cimport MqttRoute, MqttRoutes, filter_matches, route_find
-from gateway_native.mqtt_text cimport TEXT_NUL, TEXT_OK, TEXT_WILDCARD, text_check
-from gateway_native.ring cimport (
-    SLOT_WANTS_ACK, VERDICT_ACK, VERDICT_FAILED, Ring, RingState, ring_publish, ring_put, ring_verdict)
+from gateway_native.mqtt_acks cimport acks_forget, acks_release, acks_unlist
+from gateway_native.mqtt_publish cimport fault, fault_of_topic, publish, variable_integer
+from gateway_native.mqtt_routes cimport MqttRoute, filter_matches, route_find
+from gateway_native.mqtt_text cimport TEXT_OK, text_check
+from gateway_native.ring cimport Ring, ring_publish
 
 cdef extern from "atomics.h" nogil:
     uint64_t gw_load_seq(const uint64_t*)
-    void gw_store_seq(uint64_t*, uint64_t)
 
 cdef enum:
     CONNECT = 1
     PUBLISH = 3
     PINGREQ = 12
+    AUTH = 15
 
     NOT_SENT_BY_CLIENTS = 0xFF      # in FLAGS_OF_TYPE
-
-    FAULT_NONE = 0
-    FAULT_FIRST_PACKET = 1
-    FAULT_TYPE = 2
-    FAULT_FLAGS = 3
-    FAULT_LENGTH = 4
-    FAULT_TOO_LARGE = 5
-    FAULT_TRUNCATED = 6
-    FAULT_QOS_3 = 7
-    FAULT_QOS_2 = 8
-    FAULT_DUP = 9
-    FAULT_TOPIC_EMPTY = 10
-    FAULT_TOPIC_UTF8 = 11
-    FAULT_TOPIC_NUL = 12
-    FAULT_TOPIC_WILDCARD = 13
-    FAULT_PACKET_ID = 14
-    FAULT_PROPERTY_UNKNOWN = 15
-    FAULT_PROPERTY_TWICE = 16
-    FAULT_PROPERTY_VALUE = 17
-    FAULT_PROPERTY_TEXT = 18
-    FAULT_TOPIC_ALIAS = 19
-    FAULT_SUBSCRIPTION_ID = 20
-    FAULT_INFLIGHT = 21
-    FAULT_UNROUTED = 22
-    FAULT_MEMORY = 23
-    FAULT_RECORD = 24
 
 # MQTT 5 reason code, and the sentence that a log line says after "closed:".
 FAULTS = (
@@ -103,289 +74,6 @@ class RemoteFault(Exception):
         self.cause = cause
 
 
-# -- acknowledgements --------------------------------------------------------------------------------------------------
-
-cdef bint acks_make_room(MqttConnection* connection) noexcept nogil:
-    """Room for one more; False when there is no memory. Entries are unrolled into the new buffer."""
-    cdef uint32_t capacity, head_run
-    cdef MqttAck* larger
-    if connection.acks_count < connection.acks_capacity:
-        return True
-    capacity = connection.acks_capacity * 2 if connection.acks_capacity else 8
-    larger = <MqttAck*>malloc(capacity * sizeof(MqttAck))
-    if larger == NULL:
-        return False
-    if connection.acks_count:
-        head_run = connection.acks_capacity - connection.acks_first
-        memcpy(larger, connection.acks + connection.acks_first, head_run * sizeof(MqttAck))
-        memcpy(larger + head_run, connection.acks, connection.acks_first * sizeof(MqttAck))
-    free(connection.acks)
-    connection.acks = larger
-    connection.acks_capacity = capacity
-    connection.acks_first = 0
-    return True
-
-
-cdef void acks_push(
-    MqttListener* listener, MqttConnection* connection, uint16_t packet_id, uint32_t partition, uint64_t sequence,
-    uint8_t reason,
-) noexcept nogil:
-    """After acks_make_room. The interest is declared before the record is published, so no commit can be missed."""
-    cdef uint32_t at = (connection.acks_first + connection.acks_count) & (connection.acks_capacity - 1)
-    connection.acks[at].sequence = sequence
-    connection.acks[at].partition = partition
-    connection.acks[at].packet_id = packet_id
-    connection.acks[at].reason = reason
-    connection.acks_count += 1
-    if listener.pending == 0:
-        gw_store_seq(&listener.ring.ack_interest, 1)
-    listener.pending += 1
-    if reason:
-        connection.refused = 1
-    if not connection.listed:
-        connection.listed = True
-        connection.previous = NULL
-        connection.next = listener.waiting
-        if listener.waiting != NULL:
-            listener.waiting.previous = connection
-        listener.waiting = connection
-
-
-cdef void acks_unlist(MqttListener* listener, MqttConnection* connection) noexcept nogil:
-    if not connection.listed:
-        return
-    connection.listed = False
-    if connection.previous != NULL:
-        connection.previous.next = connection.next
-    else:
-        listener.waiting = connection.next
-    if connection.next != NULL:
-        connection.next.previous = connection.previous
-    connection.next = connection.previous = NULL
-
-
-cdef void acks_forget(MqttListener* listener, MqttConnection* connection, uint32_t count) noexcept nogil:
-    """Take the first `count` off."""
-    connection.acks_first = (connection.acks_first + count) & (connection.acks_capacity - 1)
-    connection.acks_count -= count
-    listener.pending -= count
-    if connection.acks_count == 0:
-        acks_unlist(listener, connection)
-    if listener.pending == 0:
-        gw_store_seq(&listener.ring.ack_interest, 0)
-
-
-cdef size_t mqtt_release(
-    MqttListener* listener, MqttConnection* connection, uint8_t* to, bint* failed,
-) noexcept nogil:
-    cdef uint8_t* begin = to
-    cdef uint32_t mask = connection.acks_capacity - 1
-    cdef uint32_t count = 0
-    cdef MqttAck* ack
-    cdef int verdict
-    failed[0] = False
-    while count < connection.acks_count:
-        ack = &connection.acks[(connection.acks_first + count) & mask]
-        if ack.reason == 0:
-            verdict = ring_verdict(listener.ring, ack.partition, ack.sequence)
-            if verdict != VERDICT_ACK:
-                failed[0] = verdict == VERDICT_FAILED
-                break
-        to[0] = 0x40                        # PUBACK
-        to[1] = 2
-        to[2] = <uint8_t>(ack.packet_id >> 8)
-        to[3] = <uint8_t>ack.packet_id
-        to += 4
-        if ack.reason:
-            begin[to - begin - 3] = 3
-            to[0] = ack.reason
-            to += 1
-        else:
-            listener.acknowledged += 1
-        count += 1
-    if count:
-        acks_forget(listener, connection, count)
-    return to - begin
-
-
-# -- PUBLISH -----------------------------------------------------------------------------------------------------------
-
-cdef int fault(MqttConnection* connection, uint8_t which) noexcept nogil:
-    connection.fault = which
-    return STOP_FAULT
-
-
-cdef uint8_t fault_of_properties(int wrong) noexcept nogil:
-    if wrong == PROPERTIES_TRUNCATED:
-        return FAULT_TRUNCATED
-    if wrong == PROPERTIES_TWICE:
-        return FAULT_PROPERTY_TWICE
-    if wrong == PROPERTIES_VALUE:
-        return FAULT_PROPERTY_VALUE
-    if wrong == PROPERTIES_TEXT:
-        return FAULT_PROPERTY_TEXT
-    if wrong == PROPERTIES_ALIAS:
-        return FAULT_TOPIC_ALIAS
-    if wrong == PROPERTIES_SUBSCRIPTION:
-        return FAULT_SUBSCRIPTION_ID
-    return FAULT_PROPERTY_UNKNOWN
-
-
-cdef uint8_t fault_of_topic(const uint8_t* topic, size_t size) noexcept nogil:
-    cdef int wrong
-    if size == 0:
-        return FAULT_TOPIC_EMPTY
-    wrong = text_check(topic, size, True)
-    if wrong == TEXT_OK:
-        return FAULT_NONE
-    if wrong == TEXT_WILDCARD:
-        return FAULT_TOPIC_WILDCARD
-    return FAULT_TOPIC_NUL if wrong == TEXT_NUL else FAULT_TOPIC_UTF8
-
-
-cdef int variable_integer(const uint8_t* at, size_t left, bint shortest, uint32_t* value) noexcept nogil:
-    """A variable byte integer (MQTT 5 section 1.5.5): the bytes it has, 0 when it is not whole, -1 when malformed."""
-    cdef uint32_t result = 0
-    cdef int i
-    for i in range(4):
-        if <size_t>i == left:
-            return 0
-        result |= <uint32_t>(at[i] & 0x7F) << (7 * i)
-        if at[i] < 0x80:
-            if shortest and i and at[i] == 0:
-                return -1                   # [MQTT-1.5.5-1]
-            value[0] = result
-            return i + 1
-    return -1
-
-
-cdef int unrouted(
-    MqttListener* listener, MqttConnection* connection, uint16_t packet_id, const uint8_t* topic, size_t topic_bytes,
-) noexcept nogil:
-    """QoS 0 (packet_id 0) is dropped and counted. QoS 1 is answered in its turn; MQTT 3.1.1 knows no such answer."""
-    listener.unrouted += 1
-    listener.unrouted_topic_bytes = <uint32_t>min(topic_bytes, sizeof(listener.unrouted_topic))
-    memcpy(listener.unrouted_topic, topic, listener.unrouted_topic_bytes)
-    if packet_id == 0:
-        return STOP_NONE
-    if connection.version != 5:
-        return fault(connection, FAULT_UNROUTED)
-    acks_push(listener, connection, packet_id, 0, 0, 0x90)      # Topic Name invalid
-    return STOP_NONE
-
-
-# One PUBLISH, parsed as far as its record needs.
-cdef struct Publish:
-    const uint8_t* topic
-    size_t topic_bytes
-    const uint8_t* properties
-    size_t properties_bytes
-    const uint8_t* payload
-    size_t payload_bytes
-    uint16_t packet_id                  # 0 with QoS 0
-
-
-cdef uint8_t publish_split(
-    MqttConnection* connection, uint8_t first_byte, const uint8_t* body, size_t size, Publish* p,
-) noexcept nogil:
-    """Find the fields of a PUBLISH (MQTT 5 section 3.3). One of FAULT_*."""
-    cdef uint8_t qos = (first_byte & PUBLISH_QOS) >> 1
-    cdef const uint8_t* at = body + 2
-    cdef const uint8_t* end = body + size
-    cdef uint32_t length
-    cdef int width
-    p.properties = NULL
-    p.properties_bytes = 0
-    if qos > 1:
-        return FAULT_QOS_2 if qos == 2 else FAULT_QOS_3
-    if qos == 0 and first_byte & PUBLISH_DUP:
-        return FAULT_DUP                    # [MQTT-3.3.1-2]
-    if size < 2:
-        return FAULT_TRUNCATED
-    p.topic = at
-    p.topic_bytes = be16(body)
-    if <size_t>(end - at) < p.topic_bytes:
-        return FAULT_TRUNCATED
-    at += p.topic_bytes
-    p.packet_id = 0
-    if qos:
-        if end - at < 2:
-            return FAULT_TRUNCATED
-        p.packet_id = be16(at)
-        if p.packet_id == 0:
-            return FAULT_PACKET_ID          # [MQTT-2.2.1-3]
-        at += 2
-    if connection.version == 5:
-        width = variable_integer(at, end - at, True, &length)
-        if width < 0:
-            return FAULT_LENGTH
-        if width == 0 or <size_t>(end - at) - width < length:
-            return FAULT_TRUNCATED
-        p.properties = at + width
-        p.properties_bytes = length
-        at += width + length
-    p.payload = at
-    p.payload_bytes = end - at
-    return FAULT_NONE
-
-
-cdef int publish(
-    MqttListener* listener, MqttConnection* connection, uint8_t first_byte, const uint8_t* body, size_t size,
-    int64_t time_ns,
-) noexcept nogil:
-    """Put one PUBLISH into the ring. STOP_NONE, STOP_ROOM or STOP_FAULT; on the last two nothing was taken."""
-    cdef Publish p
-    cdef HeaderSink sink
-    cdef const MqttRoute* route
-    cdef uint8_t wrong = publish_split(connection, first_byte, body, size, &p)
-    cdef uint64_t headers_bytes = 0
-    cdef uint64_t sequence
-    cdef uint8_t* to
-    cdef int wrong_properties
-    if wrong:
-        return fault(connection, wrong)
-    sink.to = NULL              # measure first
-    sink.count = 0
-    sink.size = 0
-    sink_flags(&sink, first_byte)
-    if p.properties_bytes:
-        wrong_properties = sink_properties(&sink, p.properties, p.properties_bytes)
-        if wrong_properties != PROPERTIES_OK:
-            return fault(connection, fault_of_properties(wrong_properties))
-    wrong = fault_of_topic(p.topic, p.topic_bytes)
-    if wrong:
-        return fault(connection, wrong)
-    if p.packet_id:
-        if connection.acks_count >= connection.inflight_max:
-            return fault(connection, FAULT_INFLIGHT)
-        if not acks_make_room(connection):
-            return fault(connection, FAULT_MEMORY)
-    route = route_find(listener.routes, p.topic, p.topic_bytes)
-    if route == NULL:
-        return unrouted(listener, connection, p.packet_id, p.topic, p.topic_bytes)
-    if sink.count:
-        headers_bytes = headers_count_bytes(sink.count) + sink.size
-    if p.topic_bytes + p.payload_bytes + headers_bytes > listener.record_bytes_max:
-        return fault(connection, FAULT_RECORD)
-    if listener.crowded:
-        return STOP_ROOM                    # others wait already
-    to = ring_put(listener.ring, route.partition, SLOT_WANTS_ACK if p.packet_id else 0, time_ns,
-                  <uint32_t>p.topic_bytes, <uint32_t>p.payload_bytes, <uint32_t>headers_bytes, &sequence)
-    if to == NULL:
-        return STOP_ROOM
-    memcpy(to, p.topic, p.topic_bytes)
-    memcpy(to + p.topic_bytes, p.payload, p.payload_bytes)
-    if sink.count:
-        sink.to = put_headers_count(to + p.topic_bytes + p.payload_bytes, sink.count)
-        sink_flags(&sink, first_byte)
-        sink_properties(&sink, p.properties, p.properties_bytes)
-    if p.packet_id:
-        acks_push(listener, connection, p.packet_id, route.partition, sequence, 0)
-    listener.records += 1
-    listener.bytes += p.payload_bytes
-    return STOP_NONE
-
-
 # -- the packets of a buffer -------------------------------------------------------------------------------------------
 
 cdef uint8_t fault_of_first_byte(MqttConnection* connection, uint8_t first_byte) noexcept nogil:
@@ -396,7 +84,7 @@ cdef uint8_t fault_of_first_byte(MqttConnection* connection, uint8_t first_byte)
     if first_byte >> 4 == PUBLISH:
         return FAULT_NONE
     flags = FLAGS_OF_TYPE[first_byte >> 4]
-    if flags == NOT_SENT_BY_CLIENTS or (first_byte >> 4 == 15 and connection.version != 5):
+    if flags == NOT_SENT_BY_CLIENTS or (first_byte >> 4 == AUTH and connection.version != 5):
         return FAULT_TYPE
     return FAULT_NONE if first_byte & 15 == flags else FAULT_FLAGS
 
@@ -459,4 +147,417 @@ cdef int mqtt_parse(
     return stop
 
 
-include "mqtt_objects.pxi"
+# -- the objects of Python's side -------------------------------------------------------------------------------------
+
+
+def filter_match(bytes filter not None, bytes topic not None) -> bool:
+    """Does a topic name match a topic filter (MQTT 5 section 4.7)? Both must be valid."""
+    return filter_matches(<const uint8_t*><const char*>filter, len(filter), <const uint8_t*><const char*>topic,
+                          len(topic))
+
+
+def is_text(bytes text not None) -> bool:
+    """Is this a UTF-8 string as MQTT wants it: well-formed, no surrogates, no U+0000 (MQTT 5 section 1.5.4)?"""
+    return text_check(<const uint8_t*><const char*>text, len(text), False) == TEXT_OK
+
+
+def is_topic(bytes topic not None) -> bool:
+    """Is this a valid topic name: text of 1 to 65535 bytes without wildcards?"""
+    return len(topic) <= 65535 and fault_of_topic(<const uint8_t*><const char*>topic, len(topic)) == FAULT_NONE
+
+
+cdef class Routes:
+    """Topic filters and the partitions they lead to; the first filter that matches a topic decides.
+
+    routes: (filter as UTF-8, partition) in their order. Filters must be valid; `gateway_adapters.mqtt.routes` sees to
+    that.
+    """
+
+    def __cinit__(self, routes):
+        cdef bytes filter
+        cdef size_t at = 0
+        cdef MqttRoute* route
+        self.filters = tuple([filter for filter, _ in routes])
+        self.partitions = tuple([partition for _, partition in routes])
+        self.table.routes = <MqttRoute*>calloc(len(self.filters) + 1, sizeof(MqttRoute))
+        self.table.text = <uint8_t*>malloc(sum([len(filter) for filter in self.filters]) + 1)
+        if self.table.routes == NULL or self.table.text == NULL:
+            raise MemoryError(f"no memory for {len(self.filters)} routes")
+        for filter, partition in zip(self.filters, self.partitions):
+            if not filter:
+                raise ValueError("a route's topic filter is empty")
+            wildcards = [index for index in (filter.find(b"+"), filter.find(b"#")) if index >= 0]
+            route = &self.table.routes[self.table.count]
+            route.filter = self.table.text + at
+            route.filter_bytes = <uint32_t>len(filter)
+            route.literal_bytes = min(wildcards, default=len(filter))
+            route.wild = 1 if wildcards else 0
+            route.partition = partition
+            memcpy(self.table.text + at, <const char*>filter, len(filter))
+            at += len(filter)
+            self.table.count += 1
+
+    def __dealloc__(self):
+        free(self.table.routes)
+        free(self.table.text)
+
+    def __len__(self) -> int:
+        return self.table.count
+
+    def find(self, bytes topic not None):
+        """Index of the route that a topic takes, or None."""
+        cdef const MqttRoute* route = route_find(&self.table, <const uint8_t*><const char*>topic, len(topic))
+        return None if route == NULL else <size_t>(route - self.table.routes)
+
+
+cdef class Window:
+    """The memory that the next received bytes go to. Valid until they were taken, which drivers do at once."""
+
+    def __cinit__(self):
+        self.shared = <uint8_t*>malloc(SHARED_BYTES)
+        if self.shared == NULL:
+            raise MemoryError("no memory for a listener's receive buffer")
+
+    def __dealloc__(self):
+        free(self.shared)
+
+    def __getbuffer__(self, Py_buffer* buffer, int flags):
+        PyBuffer_FillInfo(buffer, self, self.data, self.size, False, flags)
+
+    def __releasebuffer__(self, Py_buffer* buffer):
+        pass
+
+    def __len__(self) -> int:
+        return self.size
+
+
+cdef class Listener:
+    """What the connections of one listening socket share: ring, routes, receive buffer, counters.
+
+    ring: this listener's own; nothing else may produce into it from another thread. packet_bytes_max: of one packet,
+    fixed header included. record_bytes_max: key, value and headers of one record. kept_bytes_max: of all packets that
+    have only partly arrived. clock_ns: a fixed receive time instead of the system's, for tests.
+    """
+
+    def __cinit__(self, Ring ring not None, Routes routes not None, *, uint64_t packet_bytes_max,
+                  uint64_t record_bytes_max, uint64_t kept_bytes_max, int64_t clock_ns=0):
+        self.ring = ring
+        self.state.ring = ring.state
+        self.state.packet_bytes_max = packet_bytes_max
+        # A record that can never fit would wait for ever.
+        self.state.record_bytes_max = min(record_bytes_max, <uint64_t>ring.largest_record)
+        self.state.clock_ns = clock_ns
+        self.kept_bytes_max = kept_bytes_max
+        self.set_routes(routes)
+        self.window = Window()
+        self.out = <uint8_t*>malloc(ACKS_MAX * PUBACK_BYTES_MAX)
+        if self.out == NULL:
+            raise MemoryError("no memory for a listener's acknowledgements")
+
+    def __dealloc__(self):
+        free(self.out)
+
+    def set_routes(self, Routes routes not None) -> None:
+        """From the next packet on."""
+        cdef uint32_t partitions = self.ring.state.partitions
+        for partition in routes.partitions:
+            if partition >= partitions:
+                raise IndexError(f"partition {partition} of {partitions}")
+        self.routes = routes
+        self.state.routes = &routes.table
+
+    def advance(self) -> None:
+        """A second has passed. Counted here rather than read from a clock: a stalled loop kills no healthy client."""
+        self.tick += 1
+
+    @property
+    def crowded(self) -> bool:
+        """Connections wait for room in the ring."""
+        return self.state.crowded
+
+    def has_room(self) -> bool:
+        """Did the ring report room since a connection had to stop?"""
+        return gw_load_seq(&self.state.ring.waiting) == 0
+
+    def reopen(self) -> None:
+        """Let connections try again; call `retry` of those that wait, in their order, until `crowded` again."""
+        self.state.crowded = False
+
+    def crowd(self) -> None:
+        """Nobody may pass from here on: a record from elsewhere found the ring full."""
+        self.state.crowded = True
+
+    def release(self) -> list:
+        """Send the acknowledgements that may leave; return the connections whose next one never will.
+
+        Per connection one write, in publish order.
+        """
+        cdef list writes = []
+        cdef list failures = []
+        cdef MqttConnection* connection = self.state.waiting
+        cdef MqttConnection* following
+        cdef size_t size
+        cdef bint failed
+        # First collect, then write: writing runs other code, which may close connections.
+        while connection != NULL:
+            following = connection.next
+            owner = <Connection>connection.owner
+            size = acks_release(&self.state, connection, self.out, &failed)
+            if size:
+                writes.append((owner, PyBytes_FromStringAndSize(<const char*>self.out, size)))
+            if failed:
+                failures.append(owner)
+            connection = following
+        for owner, data in writes:
+            if owner.write is not None:
+                owner.write(data)
+        return failures
+
+    @property
+    def unrouted_topic(self) -> bytes:
+        """The last topic that no route took, cut to 256 bytes."""
+        return (<const char*>self.state.unrouted_topic)[:self.state.unrouted_topic_bytes]
+
+    @property
+    def counters(self) -> dict:
+        return {
+            "records": self.state.records,
+            "bytes": self.state.bytes,
+            "unrouted": self.state.unrouted,
+            "acknowledged": self.state.acknowledged,
+            "unacknowledged": self.state.pending,
+            "stopped_for_room": self.state.stopped,
+            "kept_bytes": self.kept_bytes,
+        }
+
+
+# A connection unlinks itself from the listener's list when it goes, so its `listener` must still be there then.
+@cython.no_gc_clear
+cdef class Connection:
+    """One peer. Speaks asyncio's buffered protocol: `get_buffer` and `buffer_updated`, with no wait between the two.
+
+    When the parser stops for anything but the end of the buffer, `buffer_updated` calls `attend`, which a subclass
+    overrides: it calls `take` until that returns None, and then looks at `blocked`.
+    """
+
+    def __cinit__(self, Listener listener not None):
+        self.listener = listener
+        self.state.owner = <void*>self
+        self.seen = listener.tick
+
+    def __dealloc__(self):
+        if not self.closed:
+            acks_unlist(&self.listener.state, &self.state)
+            self.listener.state.pending -= self.state.acks_count
+            self.listener.kept_bytes -= self.kept_capacity
+        free(self.kept)
+        free(self.state.acks)
+
+    # -- receiving
+
+    def get_buffer(self, Py_ssize_t sizehint) -> Window:
+        """Where to receive to: the shared buffer behind what is kept, or the rest of a large packet's own buffer."""
+        cdef Listener listener = self.listener
+        cdef Window window = listener.window
+        if self.direct:
+            window.data = self.kept + self.kept_size
+            window.size = self.kept_capacity - self.kept_size
+        else:
+            if self.kept_size > SHARED_BYTES - CROWDED_BYTES:
+                raise RuntimeError("a connection that waits for room in the ring must not be read from")
+            if self.kept_size:
+                memcpy(window.shared, self.kept + self.kept_start, self.kept_size)
+            window.data = window.shared + self.kept_size
+            window.size = SHARED_BYTES - self.kept_size
+        if listener.state.crowded and window.size > CROWDED_BYTES:
+            window.size = CROWDED_BYTES
+        return window
+
+    def buffer_updated(self, Py_ssize_t count) -> None:
+        """So many bytes were received into the buffer last given."""
+        if self.closed or count <= 0:
+            return
+        self.data = self.kept if self.direct else self.listener.window.shared
+        self.size = self.kept_size + count
+        self.position = 0
+        if self.state.version:
+            self.seen = self.listener.tick
+        if not self.blocked:                # else the driver had read already when it paused: kept for later
+            self.parse()
+        if (self.state.stop == STOP_END or self.blocked) and not self.state.pings and not self.state.refused:
+            self.keep()
+        if self.data != NULL:
+            self.attend()
+
+    def attend(self) -> None:
+        """The parser stopped; for subclasses to override."""
+
+    def take(self):
+        """The next packet that needs a decision as (type, flags, body); None when all that arrived was looked at.
+
+        Raises RemoteFault when the peer broke the protocol; the connection must then be closed.
+        """
+        cdef object packet
+        if self.closed or self.data == NULL:
+            return None
+        if self.state.stop == STOP_NONE:
+            self.parse()
+        if self.state.stop == STOP_PACKET:
+            packet = (
+                self.data[self.position] >> 4,
+                self.data[self.position] & 15,
+                PyBytes_FromStringAndSize(<const char*>self.data + self.position + self.state.header_bytes,
+                                          self.state.body_bytes),
+            )
+            self.position += self.state.need
+            self.state.stop = STOP_NONE
+            return packet
+        self.answer()
+        if self.state.stop == STOP_ROOM:
+            self.blocked = True
+            self.listener.state.crowded = True
+            self.listener.state.stopped += 1
+        if self.state.stop != STOP_FAULT:
+            self.keep()
+        if self.state.stop == STOP_FAULT:
+            self.data = NULL
+            reason, cause = FAULTS[self.state.fault]
+            raise RemoteFault(reason, cause)
+        return None
+
+    def retry(self) -> None:
+        """There may be room in the ring again: go on where it stopped."""
+        if self.closed or not self.blocked:
+            return
+        self.blocked = False
+        self.seen = self.listener.tick
+        self.data = self.kept + self.kept_start
+        self.size = self.kept_size
+        self.position = 0
+        self.state.stop = STOP_NONE
+        self.attend()
+
+    cdef void parse(self) noexcept:
+        cdef size_t left = self.size - self.position
+        if left < NOGIL_BYTES:
+            mqtt_parse(&self.listener.state, &self.state, self.data, self.size, &self.position)
+        else:
+            with nogil:
+                mqtt_parse(&self.listener.state, &self.state, self.data, self.size, &self.position)
+
+    cdef int answer(self) except -1:
+        """Send what waits for nobody: PINGRESP, and refusals whose turn it is."""
+        cdef uint32_t pings = self.state.pings
+        cdef size_t size
+        cdef bint failed
+        self.state.pings = 0
+        if pings and self.write is not None:
+            self.write(b"\xd0\x00" * pings)
+        if self.state.refused:
+            self.state.refused = 0
+            size = acks_release(&self.listener.state, &self.state, self.listener.out, &failed)
+            if size and self.write is not None:
+                self.write(PyBytes_FromStringAndSize(<const char*>self.listener.out, size))
+        return 0
+
+    # -- what is left of a buffer
+
+    cdef void keep(self) noexcept:
+        """Keep what was not parsed, in as little memory as will do. `data` is NULL then, or `stop` is STOP_FAULT."""
+        cdef const uint8_t* rest = self.data + self.position
+        cdef size_t left = self.size - self.position
+        cdef size_t capacity = left
+        cdef bint own = self.kept != NULL and self.data == self.kept + self.kept_start
+        self.direct = False
+        if left == 0:
+            self.drop_kept()
+            self.data = NULL
+        elif self.state.stop == STOP_END and self.state.need > DIRECT_BYTES:
+            # Grows with what has really arrived: a length alone must not cost memory.
+            self.direct = True
+            capacity = min(self.state.need, max(2 * left, <size_t>DIRECT_BYTES))
+            self.keep_in(rest, left, capacity)
+        elif own and left >= self.kept_capacity // 4:
+            self.kept_start += self.position
+            self.kept_size = left
+            self.data = NULL
+        else:
+            self.keep_in(rest, left, capacity)
+
+    cdef void keep_in(self, const uint8_t* rest, size_t left, size_t capacity) noexcept:
+        """Move `left` bytes into a buffer of `capacity`; they may lie in the present one."""
+        cdef uint8_t* block = NULL
+        if self.kept_capacity >= capacity and self.kept_capacity // 4 <= capacity:
+            memmove(self.kept, rest, left)
+        else:
+            if self.listener.kept_bytes - self.kept_capacity + capacity <= self.listener.kept_bytes_max:
+                block = <uint8_t*>malloc(capacity)
+            if block == NULL:
+                self.state.stop = STOP_FAULT
+                self.state.fault = FAULT_MEMORY
+                return
+            memcpy(block, rest, left)
+            self.drop_kept()
+            self.kept = block
+            self.kept_capacity = capacity
+            self.listener.kept_bytes += capacity
+        self.kept_start = 0
+        self.kept_size = left
+        self.data = NULL
+
+    cdef void drop_kept(self) noexcept:
+        self.listener.kept_bytes -= self.kept_capacity
+        free(self.kept)
+        self.kept = NULL
+        self.kept_capacity = self.kept_start = self.kept_size = 0
+
+    # -- what the driver decides
+
+    def open(self, *, int version, uint32_t inflight_max) -> None:
+        """CONNECT was accepted. version: 4 (MQTT 3.1.1) or 5. inflight_max: unacknowledged publishes allowed."""
+        if version not in (4, 5):
+            raise ValueError(f"MQTT protocol level {version}; 4 and 5 are known")
+        if not 1 <= inflight_max <= ACKS_MAX:
+            raise ValueError(f"inflight_max is 1 to {ACKS_MAX}, not {inflight_max}")
+        self.state.version = <uint8_t>version
+        self.state.inflight_max = inflight_max
+        self.seen = self.listener.tick
+
+    def close(self) -> int:
+        """Nothing more is parsed, written or acknowledged. Returns the acknowledgements that never left."""
+        cdef uint32_t lost = self.state.acks_count
+        if self.closed:
+            return 0
+        self.closed = True
+        self.write = None
+        self.data = NULL
+        if lost:
+            acks_forget(&self.listener.state, &self.state, lost)
+        free(self.state.acks)
+        self.state.acks = NULL
+        self.state.acks_capacity = 0
+        self.direct = self.blocked = False
+        self.drop_kept()
+        return lost
+
+    def trim(self) -> None:
+        """Give back the acknowledgement buffer of a connection that has gone quiet."""
+        if self.state.acks_count == 0 and self.state.acks_capacity > 8:
+            free(self.state.acks)
+            self.state.acks = NULL
+            self.state.acks_capacity = 0
+
+    @property
+    def version(self) -> int:
+        """4, 5, or 0 before CONNECT was accepted."""
+        return self.state.version
+
+    @property
+    def unacknowledged(self) -> int:
+        """Publishes taken whose acknowledgement has not left."""
+        return self.state.acks_count
+
+    @property
+    def overdue(self) -> bool:
+        """Silent for longer than `patience`. One that waits for room in the ring is not: nobody reads from it."""
+        return self.patience != 0 and not self.blocked and self.listener.tick - self.seen > self.patience
