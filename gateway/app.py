@@ -15,7 +15,8 @@ from gateway.config import Config
 from gateway.errors import ConfigError, GatewayError, SourceError
 from gateway.ingest.engine import Engine
 from gateway.ingest.source import Source, SourceContext, load_factory
-from gateway.log.layout import DataDirectory
+from gateway.log.layout import prepare
+from gateway.log.lock import DataLock
 
 logger = logging.getLogger("gateway")
 
@@ -60,8 +61,7 @@ class App:
         Raises LockedError, FormatError, ConfigError or SourceError; nothing is left running then.
         """
         try:
-            directory = DataDirectory.open_for_writing(self.config.data, self.config.site)
-            self._resources.callback(directory.close)
+            self._take_data_directory()
             self._engine = Engine(self.config)
             self._engine.start()
             self._resources.callback(self._close_engine)
@@ -105,6 +105,18 @@ class App:
             **self.engine.statistics(),
             "sources": {name: {"kind": source.kind, **source.statistics()} for name, source in self.sources.items()},
         }
+
+    def _take_data_directory(self) -> None:
+        """Lock the data directory and make it one if it is new. Raises LockedError, FormatError or GatewayError."""
+        data, site = self.config.data, self.config.site
+        try:
+            self._resources.callback(DataLock(data).release)
+            prepare(data, site.name, site.timezone)
+        except OSError as error:
+            raise GatewayError(
+                f"The data directory {data} cannot be used: {error.strerror or error}. Name a directory in which the "
+                "gateway may create files, on a disk that is not full."
+            ) from error
 
     # -- sources ------------------------------------------------------------------------------------------------------
 

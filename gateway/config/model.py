@@ -157,9 +157,10 @@ class SiteConfig(Section):
 
 
 class DiskConfig(Section):
-    """``[disk]``: space on the data directory's file system that is never filled."""
+    """``[disk]``: how the data directory's file system is used, and what of it is never filled."""
 
     reserve_bytes: SizeBytes = Field(default=2 * GIB, alias="reserve")
+    append: Literal["pwrite", "mapped"] = "pwrite"  # how segments grow; bench/ compares the two
 
 
 class LimitsConfig(Section):

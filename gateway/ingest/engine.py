@@ -19,8 +19,8 @@ from gateway_native.writer import Writer
 
 from gateway.clock import NS_PER_MS
 from gateway.config import Config
-from gateway.errors import GatewayError
-from gateway.log.layout import partition_directory
+from gateway.errors import ConfigError, GatewayError
+from gateway.log.layout import partition_path
 from gateway.log.recovery import Recovered, recover
 
 # How long `close` lets the disk finish what it was given before the rest is left behind (it was never acknowledged).
@@ -34,11 +34,16 @@ class Engine:
     """
 
     def __init__(self, config: Config, *, storage: str | None = None) -> None:
-        """storage: "mapped" or "pwrite"; None chooses by the file system that holds the data directory."""
+        """storage: "mapped" or "pwrite"; None takes the configuration's choice."""
         self.config = config
         self.data = Path(config.data)
         self.filesystem, preallocation_holds = filesystem(str(self.data))
-        self.storage = storage or ("mapped" if preallocation_holds else "pwrite")
+        self.storage = storage or config.disk.append
+        if self.storage == "mapped" and not preallocation_holds:
+            raise ConfigError(
+                f'[disk] append = "mapped" needs preallocated blocks that stay, which {self.filesystem} (of '
+                f'{self.data}) does not promise; use append = "pwrite".'
+            )
         self.writer = Writer(
             self.storage,
             buffer_bytes=config.limits.buffer_bytes,
@@ -67,7 +72,7 @@ class Engine:
         if known is not None:
             return known
         settings = self.config.stream(stream)
-        directory = partition_directory(self.data, stream)
+        directory = partition_path(self.data, stream)
         try:
             found = recover(directory)
             index = self.writer.add_partition(
