@@ -1,5 +1,5 @@
 from collections.abc import Callable, Sequence
-from typing import Final
+from typing import Final, Self
 
 from gateway_native.ring import Ring
 
@@ -74,7 +74,7 @@ class Connection:
 
     write: Callable[[bytes], object] | None
     patience: int
-    def __init__(self, listener: Listener) -> None: ...
+    def __new__(cls, listener: Listener) -> Self: ...
     @property
     def listener(self) -> Listener: ...
     @property
