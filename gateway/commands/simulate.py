@@ -7,6 +7,7 @@ import contextlib
 import json
 import os
 import signal
+import sys
 import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -111,7 +112,7 @@ def _zone(name: str) -> Any:
 
 def _ready(as_json: bool, facts: dict[str, Any], text: str) -> None:
     click.echo(json.dumps({"ready": True, **facts}) if as_json else text)
-    click.get_text_stream("stdout").flush()
+    sys.stdout.flush()
 
 
 def _done(as_json: bool, counters: dict[str, Any]) -> None:
