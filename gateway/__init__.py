@@ -1,10 +1,10 @@
 """Gateway: sensors (MQTT) and cameras (RTSP) as durable, replayable event streams.
 
-    import gateway
+import gateway
 
-    log = gateway.open("/var/lib/gateway")
-    for record in log["telemetry"].read(start="-10m", keys=["plant/+/temperature"]):
-        print(record.timestamp, record.key, record.value)
+log = gateway.open("/var/lib/gateway")
+for record in log["telemetry"].read(start="-10m", keys=["plant/+/temperature"]):
+    print(record.timestamp, record.key, record.value)
 """
 
 from __future__ import annotations

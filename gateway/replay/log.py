@@ -163,14 +163,18 @@ class Stream:
 
         return frames.at(self, self.instant_ns(when), clock.parse_duration(max_age), nearest_key=nearest_key)
 
-    def frames(self, start: Any = None, end: Any = None, *, every: str | None = None, keys_only: bool = False) -> Iterator[Frame]:
+    def frames(
+        self, start: Any = None, end: Any = None, *, every: str | None = None, keys_only: bool = False
+    ) -> Iterator[Frame]:
         """Decoded pictures of a half-open range; `every` thins them out, `keys_only` decodes key frames alone."""
         from gateway.replay import frames
 
         every_ns = clock.parse_duration(every) if every is not None else None
         return frames.iterate(self, self._ns(start), self._ns(end), every_ns=every_ns, keys_only=keys_only)
 
-    def export(self, path: str | Path, start: Any = None, end: Any = None, *, overwrite: bool = False, progress: Any = None) -> ExportReport:
+    def export(
+        self, path: str | Path, start: Any = None, end: Any = None, *, overwrite: bool = False, progress: Any = None
+    ) -> ExportReport:
         """Write the pictures of a half-open range to an MP4 file, without transcoding."""
         from gateway.replay import export
 
