@@ -123,12 +123,13 @@ def decode(
     """
 
 def decode_chunk(
-    buffer: Buffer, position: int, selection: Selection, *, check_crc: bool = True
+    buffer: Buffer, position: int, selection: Selection, *, expected_offset: int = -1, check_crc: bool = True
 ) -> tuple[list[Row], int, int, int]:
     """The selected records of all whole batches from `position` on.
 
-    Returns the records, the position after the last batch, `wanted`, and the offset after the last batch (-1: none was
-    passed). `wanted` is 0: go on reading at that position; above 0: the next batch (or its header) needs that many bytes;
+    Base offsets must go on from `expected_offset` without gaps; -1 takes the first as it is. The CRC-32C of a batch is
+    checked when a record of it may be selected. Returns the records, the position after the last batch, `wanted`, and
+    the offset after the last batch (`expected_offset` if there was none). `wanted` is 0: go on reading at that position; above 0: the next batch (or its header) needs that many bytes;
     -1: nothing later in this segment is selected. Raises as `decode`, but only after everything before the damage has
     been returned: the call that starts at the damaged batch raises.
     """
@@ -137,6 +138,7 @@ def scan(
     buffer: Buffer,
     position: int = 0,
     *,
+    origin: int = 0,
     expected_offset: int = -1,
     check_crc: bool = True,
     check_records: bool = False,
@@ -147,4 +149,12 @@ def scan(
     is), record count, CRC-32C, and with `check_records` every record. Returns the batches, the position after the last
     good one, PROBLEM_* there (PROBLEM_NONE: the buffer's end; PROBLEM_SHORT: it ends inside a batch, of which `expected`
     bytes are wanted), and what was expected and found: PROBLEM_TEXTS[problem].format(expected=…, found=…) is a sentence.
+    All positions returned have `origin` added: where the buffer begins in its file.
+    """
+
+def find(buffer: Buffer, position: int, offset_min: int, offset_max: int) -> tuple[int, int]:
+    """The next sound batch at or after `position` whose offsets lie in [offset_min, offset_max): the way past damage.
+
+    Every byte is tried. Returns where it stopped and how many bytes are wanted there: 0, a sound batch begins here; more
+    than the buffer holds from there, look again from that position with so many bytes. The GIL is released.
     """

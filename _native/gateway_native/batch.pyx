@@ -53,7 +53,7 @@ PROBLEM_RECORDS = BAD_RECORDS
 PROBLEM_TEXTS = {
     SHORT: "the data ends before the batch does: {found} bytes of {expected}",
     ZEROS: "only zero bytes: room that was allocated and never written",
-    BAD_LENGTH: "the length field is {found}, expected at least {expected}",
+    BAD_LENGTH: "the length is {found} bytes, its bound is {expected}",
     BAD_MAGIC: "the magic byte is {found}, expected {expected}",
     BAD_EPOCH: "the leader epoch is {found}, expected {expected}",
     BAD_OFFSET: "the base offset is {found}, expected {expected}",
@@ -382,8 +382,8 @@ cdef object problem_error(int problem, Py_ssize_t position, BatchView* view):
 
 
 def scan(
-    const uint8_t[::1] buffer, Py_ssize_t position=0, *, int64_t expected_offset=-1, bint check_crc=True,
-    bint check_records=False,
+    const uint8_t[::1] buffer, Py_ssize_t position=0, *, int64_t origin=0, int64_t expected_offset=-1,
+    bint check_crc=True, bint check_records=False,
 ):
     cdef Py_ssize_t n = buffer.shape[0]
     cdef Py_ssize_t start = position
@@ -394,7 +394,7 @@ def scan(
     if not 0 <= position <= n:
         raise ValueError(f"position {position} is outside the buffer of {n} bytes")
     if n == position:
-        return [], position, GOOD, 0, 0
+        return [], origin + position, GOOD, 0, 0
     data = &buffer[0]
     with nogil:
         while at < n:
@@ -409,11 +409,11 @@ def scan(
     while start < at:
         batch_view(data + start, n - start, &view)
         batches.append((
-            start, view.length, view.base_offset, view.base_offset + view.last_offset_delta,
+            origin + start, view.length, view.base_offset, view.base_offset + view.last_offset_delta,
             view.base_timestamp, view.max_timestamp, view.count,
         ))
         start += <Py_ssize_t>view.length
-    return batches, at, problem, expected, found
+    return batches, origin + at, problem, expected, found
 
 
 cdef int scan_one(
@@ -442,6 +442,47 @@ cdef int scan_one(
     if check_records and not view.attributes & ATTRIBUTE_CODEC:
         return batch_check_records(view)
     return GOOD
+
+
+def find(const uint8_t[::1] buffer, Py_ssize_t position, int64_t offset_min, int64_t offset_max):
+    cdef Py_ssize_t n = buffer.shape[0]
+    cdef Py_ssize_t at = position
+    cdef const uint8_t* data
+    cdef BatchView view
+    cdef int problem = BAD_MAGIC
+    if not 0 <= position <= n:
+        raise ValueError(f"position {position} is outside the buffer of {n} bytes")
+    if n - position < BATCH_HEADER_BYTES:
+        return position, BATCH_HEADER_BYTES
+    data = &buffer[0]
+    with nogil:
+        while n - at >= BATCH_HEADER_BYTES:
+            # The cheap test first: almost no position has this byte here and zeros for the epoch.
+            if data[at + AT_MAGIC] == BATCH_MAGIC and get_be32(data + at + AT_LEADER_EPOCH) == 0:
+                problem = find_one(data + at, n - at, offset_min, offset_max, &view)
+                if problem == GOOD or problem == SHORT:
+                    break
+            at += 1
+    if problem == GOOD and n - at >= BATCH_HEADER_BYTES:
+        return at, 0
+    return at, view.expected if problem == SHORT and n - at >= BATCH_HEADER_BYTES else BATCH_HEADER_BYTES
+
+
+cdef int find_one(
+    const uint8_t* data, size_t n, int64_t offset_min, int64_t offset_max, BatchView* view
+) noexcept nogil:
+    cdef int problem = batch_view(data, n, view)
+    cdef int64_t wanted = view.expected
+    if problem != GOOD and problem != SHORT:
+        return problem
+    if batch_check_ranges(view) != GOOD:
+        return BAD_COUNT
+    if view.base_offset < offset_min or view.base_offset + view.last_offset_delta >= offset_max:
+        return BAD_OFFSET
+    if problem == SHORT:
+        view.expected = wanted
+        return SHORT
+    return batch_check_crc(view)
 
 
 # -- key filters ------------------------------------------------------------------------------------------------------------
@@ -675,26 +716,30 @@ def decode(const uint8_t[::1] buffer, Py_ssize_t position=0, *, bint check_crc=T
 
 
 def decode_chunk(
-    const uint8_t[::1] buffer, Py_ssize_t position, Selection selection not None, *, bint check_crc=True,
+    const uint8_t[::1] buffer, Py_ssize_t position, Selection selection not None, *, int64_t expected_offset=-1,
+    bint check_crc=True,
 ):
     cdef Py_ssize_t n = buffer.shape[0]
     cdef BatchView view
     cdef list out = []
     cdef int problem
-    cdef int64_t next_offset = -1
     cdef Py_ssize_t good
     if not 0 <= position <= n:
         raise ValueError(f"position {position} is outside the buffer of {n} bytes")
     while position < n:
         problem = batch_view(&buffer[position], n - position, &view)
+        if problem == GOOD and expected_offset >= 0 and view.base_offset != expected_offset:
+            view.expected = expected_offset
+            view.found = view.base_offset
+            problem = BAD_OFFSET
         if problem == SHORT:
-            return out, position, view.expected, next_offset
+            return out, position, view.expected, expected_offset
         if problem != GOOD:
             if out:
-                return out, position, 0, next_offset
+                return out, position, 0, expected_offset
             raise problem_error(problem, position, &view)
         if view.base_offset >= selection.offset_to or view.base_timestamp >= selection.time_stop:
-            return out, position, -1, next_offset
+            return out, position, -1, expected_offset
         if view.max_timestamp >= selection.time_from \
                 and view.base_offset + view.last_offset_delta >= selection.offset_from:
             good = len(out)
@@ -704,8 +749,8 @@ def decode_chunk(
                 # What came before is sound: hand it out first. The next call begins with this batch and raises.
                 del out[good:]
                 if out:
-                    return out, position, 0, next_offset
+                    return out, position, 0, expected_offset
                 raise
-        next_offset = view.base_offset + view.last_offset_delta + 1
+        expected_offset = view.base_offset + view.last_offset_delta + 1
         position += <Py_ssize_t>view.length
-    return out, position, 0, next_offset
+    return out, position, 0, expected_offset

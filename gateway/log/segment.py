@@ -1,0 +1,221 @@
+"""Reading one segment: whole batches in bounded pieces, and the walk that checks them.
+
+Files are read with seek and read on an unbuffered file that nobody shares: that exists on every system, and unlike a
+mapping it turns a bad sector into an error.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import NamedTuple
+
+from gateway_native import batch
+
+from gateway.log.layout import BATCH_BYTES_MAX, LOG_SUFFIX, segment_name
+
+# One read. Larger than a batch usually is (256 KiB), small enough that its records, as objects, stay bounded.
+CHUNK_BYTES = 512 * 1024
+
+_HEADER = struct.Struct(">qiibIhiqqqhii")
+assert _HEADER.size == batch.HEADER_BYTES
+
+
+class BatchHeader(NamedTuple):
+    """The fields of a batch's header, as they are on disk (FORMAT.md, section 3)."""
+
+    base_offset: int
+    length: int
+    leader_epoch: int
+    magic: int
+    crc: int
+    attributes: int
+    last_offset_delta: int
+    base_timestamp: int
+    max_timestamp: int
+    producer_id: int
+    producer_epoch: int
+    base_sequence: int
+    records: int
+
+    @property
+    def last_offset(self) -> int:
+        return self.base_offset + self.last_offset_delta
+
+
+class Damage(NamedTuple):
+    """One damaged place: the file, the byte in it, and what was found there."""
+
+    path: Path
+    position: int
+    problem: str
+    expected: str
+    found: str
+
+    def __str__(self) -> str:
+        return f"{self.path}, byte {self.position}: {self.problem}"
+
+
+class Segment:
+    """An open ``.log`` file. Only the caller's thread may use it."""
+
+    def __init__(self, directory: Path, base_offset: int) -> None:
+        """Open it. FileNotFoundError if retention, or recovery, took it away since it was listed."""
+        self.directory = directory
+        self.base_offset = base_offset
+        self.path = directory / segment_name(base_offset, LOG_SUFFIX)
+        self._file = self.path.open("rb", buffering=0)
+
+    def close(self) -> None:
+        self._file.close()
+
+    def __enter__(self) -> Segment:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    @property
+    def size(self) -> int:
+        """Bytes in the file now; more than there are batches while the segment is being written."""
+        return self._file.seek(0, 2)
+
+    def read(self, position: int, size: int) -> bytes:
+        """Up to `size` bytes from `position`; fewer only at the end of the file."""
+        self._file.seek(position)
+        data = self._file.read(size) or b""
+        while len(data) < size:
+            more = self._file.read(size - len(data))
+            if not more:
+                break
+            data += more
+        return data
+
+    def header(self, position: int) -> BatchHeader | None:
+        """The header at `position`, unchecked except for its magic byte; None if there is none."""
+        data = self.read(position, batch.HEADER_BYTES)
+        if len(data) < batch.HEADER_BYTES or data[16] != batch.MAGIC:
+            return None
+        return BatchHeader(*_HEADER.unpack(data))
+
+    def is_zero(self, position: int, end: int) -> bool:
+        """Are all bytes from `position` to `end` zero?"""
+        while position < end:
+            data = self.read(position, min(CHUNK_BYTES, end - position))
+            if not data:
+                return True
+            if data.count(0) != len(data):
+                return False
+            position += len(data)
+        return True
+
+    def find_batch(self, position: int, end: int, offset_min: int, offset_max: int) -> int | None:
+        """The next sound batch from `position` on that ends by `end` and has offsets in [offset_min, offset_max)."""
+        wanted = CHUNK_BYTES
+        while end - position >= batch.HEADER_BYTES:
+            data = self.read(position, min(wanted, end - position))
+            stopped, more = batch.find(data, 0, offset_min, offset_max)
+            position += stopped
+            if more == 0:
+                return position
+            if more > min(end, self.size) - position or more > BATCH_BYTES_MAX:
+                # What looks like a header here cannot be one. (At the end this stops the loop.)
+                position += 1
+                more = 0
+            wanted = max(more, CHUNK_BYTES)
+        return None
+
+
+class WalkEnd(NamedTuple):
+    """Where a walk ended and why: after the last good batch."""
+
+    position: int
+    next_offset: int
+    problem: int
+    expected: int
+    found: int
+
+    @property
+    def clean(self) -> bool:
+        """Everything up to the end asked for is sound."""
+        return self.problem == batch.PROBLEM_NONE
+
+    @property
+    def text(self) -> str:
+        """What is wrong there."""
+        return batch.PROBLEM_TEXTS[self.problem].format(expected=self.expected, found=self.found)
+
+    def damage(self, path: Path) -> Damage:
+        """The same as a report's entry."""
+        if self.problem == batch.PROBLEM_CRC:
+            return Damage(path, self.position, self.text, f"0x{self.expected:08x}", f"0x{self.found:08x}")
+        return Damage(path, self.position, self.text, str(self.expected), str(self.found))
+
+
+class Walk:
+    """Check the batches of a segment one after the other, from `position` to `end`.
+
+    Iterating gives them in lists of bounded size (see `batch.scan` for what a batch is and what is checked); when it is
+    over, `end` says where and why. Not a byte at or above `end` is looked at.
+    """
+
+    def __init__(
+        self,
+        segment: Segment,
+        position: int,
+        end: int,
+        *,
+        expected_offset: int,
+        check_crc: bool = True,
+        check_records: bool = False,
+    ) -> None:
+        self._segment = segment
+        self._position = position
+        self._end = end
+        self._expected_offset = expected_offset
+        self._check_crc = check_crc
+        self._check_records = check_records
+        self.end = WalkEnd(position, expected_offset, batch.PROBLEM_NONE, 0, 0)
+
+    def __iter__(self) -> Iterator[list[batch.Batch]]:
+        position, offset, wanted = self._position, self._expected_offset, CHUNK_BYTES
+        while position < self._end:
+            data = self._segment.read(position, min(wanted, self._end - position))
+            batches, stopped, problem, expected, found = batch.scan(
+                data,
+                origin=position,
+                expected_offset=offset,
+                check_crc=self._check_crc,
+                check_records=self._check_records,
+            )
+            if batches:
+                offset = batches[-1][3] + 1
+            position = stopped
+            self.end = WalkEnd(position, offset, problem, expected, found)
+            if batches:
+                yield batches
+            wanted = CHUNK_BYTES
+            if problem == batch.PROBLEM_NONE and not data:
+                self.end = self.end._replace(problem=batch.PROBLEM_SHORT, expected=batch.HEADER_BYTES)
+                return
+            if problem == batch.PROBLEM_SHORT:
+                available = min(self._end, self._segment.size) - position
+                if expected > BATCH_BYTES_MAX:
+                    self.end = WalkEnd(position, offset, batch.PROBLEM_LENGTH, BATCH_BYTES_MAX, expected)
+                    return
+                if expected > available:
+                    self.end = self.end._replace(found=available)
+                    return
+                wanted = max(expected, CHUNK_BYTES)
+            elif problem != batch.PROBLEM_NONE:
+                return
+
+    def run(self) -> WalkEnd:
+        """Walk to the end, keeping nothing."""
+        for _ in self:
+            pass
+        return self.end
