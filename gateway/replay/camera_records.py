@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime, timedelta, tzinfo
 from typing import Any, Protocol
 
+from gateway.clock import NS_PER_MS, format_time
 from gateway.errors import UsageError
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -50,7 +51,7 @@ class StreamLike(Protocol):
     def name(self) -> str: ...
 
     @property
-    def durable_offset(self) -> int: ...
+    def zone(self) -> tzinfo: ...
 
     def read(
         self,
@@ -112,6 +113,11 @@ def moment(time_ms: int) -> datetime:
     return _EPOCH + timedelta(milliseconds=time_ms)
 
 
+def milliseconds(time_ns: int | None) -> int | None:
+    """The first whole millisecond at or after a time: where a range that begins or ends there does."""
+    return None if time_ns is None else -(-time_ns // NS_PER_MS)
+
+
 class Pictures:
     """The access units of one camera in one stream.
 
@@ -129,21 +135,29 @@ class Pictures:
         end = None if end_ms is None else moment(end_ms)
         return self._camera_records(self.stream.read(start, end, keys=self._keys))
 
-    def offsets(self, first: int, end: int) -> Iterator[CameraRecord]:
-        """Access units at offsets [first, end)."""
+    def offsets(self, first: int, end: int | None = None) -> Iterator[CameraRecord]:
+        """Access units at offsets [first, end), or to what is durable now."""
         return self._camera_records(self.stream.read(offsets=(first, end), keys=self._keys))
 
     def first(self, start_ms: int | None = None, end_ms: int | None = None) -> CameraRecord | None:
         """The oldest access unit in the range."""
         return next(self.between(start_ms, end_ms), None)
 
-    def last(self, start_ms: int, end_ms: int) -> CameraRecord | None:
+    def show(self, time_ms: int) -> str:
+        """A time for people, in the site's zone."""
+        return format_time(time_ms * NS_PER_MS, self.stream.zone)
+
+    def last(self, start_ms: int, end_ms: int | None = None) -> CameraRecord | None:
         """The newest access unit in the range.
 
         Halves the range until little is left to walk: every step costs one look-up by time, not the reading of a day.
         """
         if self.first(start_ms, end_ms) is None:
             return None
+        if end_ms is None:
+            end_ms = start_ms + _FIRST_WINDOW_MS
+            while self.first(end_ms) is not None:
+                end_ms += (end_ms - start_ms) * 3
         while end_ms - start_ms > _FIRST_WINDOW_MS:
             middle = (start_ms + end_ms) // 2
             if self.first(middle, end_ms) is None:

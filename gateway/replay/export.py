@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from gateway import nal
-from gateway.clock import NS_PER_MS
+from gateway.clock import format_duration, format_size
 from gateway.errors import GatewayError, NoFrame
-from gateway.replay.camera_records import LIBAV_CODECS, CameraRecord, Pictures, StreamLike, moment
+from gateway.replay.camera_records import LIBAV_CODECS, CameraRecord, Pictures, StreamLike, milliseconds
 from gateway.replay.frames import Decoder
 from gateway.replay.timeline import CLOCK_HZ, Timeline, with_decode_times, with_durations
 
@@ -55,18 +55,34 @@ class ExportReport:
     left_out: int
     parameter_changes: int
 
+    def __str__(self) -> str:
+        """One line for people."""
+        parts = [
+            f"{self.frames} frames, {format_duration(self.duration_s * 1e9)}, {self.codec} {self.width}x{self.height}",
+            (
+                f"{format_size(self.bytes)}, received {self.start.isoformat(timespec='milliseconds')} to "
+                f"{self.end.isoformat(timespec='milliseconds')}"
+            ),
+        ]
+        if self.begins != "at start":
+            parts.append(f"begins with the key frame {self.begins.replace('start', 'the start asked for')}")
+        told = (("runs", self.runs, 1), ("gaps", self.gaps, 0), ("access units lost", self.lost, 0),
+                ("parameter changes", self.parameter_changes, 0), ("pictures left out", self.left_out, 0))  # fmt: skip
+        parts += [f"{count} {name}" for name, count, usual in told if count > usual]
+        return "; ".join(parts)
+
 
 def mp4(
     stream: StreamLike,
     path: str | os.PathLike[str],
-    start_ns: int,
-    end_ns: int,
+    start_ns: int | None,
+    end_ns: int | None,
     progress: Progress | None = None,
     *,
     camera: str | None = None,
     overwrite: bool = False,
 ) -> ExportReport:
-    """Write the access units received in [start, end) to an MP4 file.
+    """Write the access units received in [start, end) to an MP4 file; None: from the beginning, up to now.
 
     The clip begins with a key frame: the one at or before `start`, or the first after it when there is none (see
     `ExportReport.begins`). `progress` is called with 0.0 to 1.0. The file appears under its name only when it is whole
@@ -76,7 +92,7 @@ def mp4(
     target = Path(path)
     _check_target(target, overwrite)
     pictures = Pictures(stream, camera)
-    start_ms, end_ms = -(-start_ns // NS_PER_MS), -(-end_ns // NS_PER_MS)
+    start_ms, end_ms = milliseconds(start_ns), milliseconds(end_ns)
     first, begins = _beginning(pictures, start_ms, end_ms)
     clip = _Clip(pictures, first, end_ms, progress)
     try:
@@ -102,14 +118,11 @@ def _check_target(target: Path, overwrite: bool) -> None:
         raise GatewayError(f"The directory {target.parent} does not exist; create it first.")
 
 
-def _beginning(pictures: Pictures, start_ms: int, end_ms: int) -> tuple[CameraRecord, str]:
+def _beginning(pictures: Pictures, start_ms: int | None, end_ms: int | None) -> tuple[CameraRecord, str]:
     """The key frame that the clip begins with, and where it lies."""
     first = pictures.first(start_ms, end_ms)
     if first is None:
-        raise NoFrame(
-            f"There is nothing to export: {pictures.stream.name!r} holds no picture from {moment(start_ms)} "
-            f"to {moment(end_ms)}."
-        )
+        raise NoFrame(f"There is nothing to export: no picture is recorded {_span(pictures, start_ms, end_ms)}.")
     if first.key:
         return first, "at start"
     before = pictures.key_before(first)
@@ -119,9 +132,16 @@ def _beginning(pictures: Pictures, start_ms: int, end_ms: int) -> tuple[CameraRe
         if record.key:
             return record, "after start"
     raise NoFrame(
-        f"There is nothing to export: {pictures.stream.name!r} holds pictures from {moment(start_ms)} to "
-        f"{moment(end_ms)}, but no key frame to begin with, neither in that time nor in the minutes before."
+        f"There is nothing to export: pictures are recorded {_span(pictures, start_ms, end_ms)}, but no key frame to "
+        "begin with, neither in that time nor in the minutes before."
     )
+
+
+def _span(pictures: Pictures, start_ms: int | None, end_ms: int | None) -> str:
+    """A range in words."""
+    begin = "the beginning" if start_ms is None else pictures.show(start_ms)
+    end = "now" if end_ms is None else pictures.show(end_ms)
+    return f"in {pictures.stream.name!r} from {begin} to {end}"
 
 
 def _partial(target: Path) -> Path:
@@ -155,10 +175,12 @@ def _finish(partial: Path, target: Path, overwrite: bool) -> None:
 class _Clip:
     """One clip while it is written."""
 
-    def __init__(self, pictures: Pictures, first: CameraRecord, end_ms: int, progress: Progress | None) -> None:
+    def __init__(self, pictures: Pictures, first: CameraRecord, end_ms: int | None, progress: Progress | None) -> None:
         self._pictures = pictures
         self._first = first
         self._end_ms = end_ms
+        newest = pictures.last(first.timestamp_ms, end_ms) if progress is not None else None
+        self._span_ms = max(newest.timestamp_ms - first.timestamp_ms, 1) if newest is not None else 1
         self._progress = progress
         self._shown = 0.0
         self._timeline = Timeline()
@@ -220,8 +242,8 @@ class _Clip:
 
     def _records(self) -> Iterator[CameraRecord]:
         """The clip's access units, looked at on their way."""
-        for record in self._pictures.offsets(self._first.offset, self._pictures.stream.durable_offset):
-            if record.timestamp_ms >= self._end_ms:
+        for record in self._pictures.offsets(self._first.offset):
+            if self._end_ms is not None and record.timestamp_ms >= self._end_ms:
                 return
             if record.codec != self._first.codec:
                 raise GatewayError(
@@ -233,8 +255,7 @@ class _Clip:
             if record.offset != self._first.offset:
                 self._lost += record.lost
             self._last = record
-            span_ms = max(self._end_ms - self._first.timestamp_ms, 1)
-            self._show((record.timestamp_ms - self._first.timestamp_ms) / span_ms)
+            self._show((record.timestamp_ms - self._first.timestamp_ms) / self._span_ms)
             yield record
 
     def _watch_parameters(self, record: CameraRecord) -> None:

@@ -12,9 +12,9 @@ from datetime import datetime
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from gateway.clock import NS_PER_MS, format_duration, format_time
+from gateway.clock import NS_PER_MS, format_duration
 from gateway.errors import GatewayError, NoFrame, UsageError
-from gateway.replay.camera_records import LIBAV_CODECS, CameraRecord, Pictures, StreamLike, moment
+from gateway.replay.camera_records import LIBAV_CODECS, CameraRecord, Pictures, StreamLike, milliseconds, moment
 
 if TYPE_CHECKING:
     import numpy as np
@@ -113,15 +113,19 @@ class Frame:
         return pixels
 
 
-def at(stream: StreamLike, time_ns: int, max_age_ns: int, *, camera: str | None = None) -> Frame:
+def at(
+    stream: StreamLike, time_ns: int, max_age_ns: int, *, nearest_key: bool = False, camera: str | None = None
+) -> Frame:
     """The picture that was on screen at `time_ns`: the newest one received at or before it.
 
-    Raises NoFrame when that one is older than `max_age_ns`, when there is none, or when it cannot be decoded; the error
-    names its neighbours and the cause.
+    nearest_key: instead the key frame nearest to that time, before or after it, which costs the decoding of one
+    picture. Raises NoFrame when it is further away than `max_age_ns`, when there is none, or when it cannot be decoded;
+    the error names its neighbours and the cause.
     """
     pictures = Pictures(stream, camera)
-    end_ms = time_ns // NS_PER_MS + 1
-    target = pictures.last(-(-(time_ns - max_age_ns) // NS_PER_MS), end_ms)
+    target = pictures.last(-(-(time_ns - max_age_ns) // NS_PER_MS), time_ns // NS_PER_MS + 1)
+    if nearest_key:
+        target = _nearest_key(pictures, target, time_ns, max_age_ns)
     if target is None:
         raise _no_frame(pictures, time_ns, max_age_ns)
     key = pictures.key_before(target)
@@ -136,10 +140,23 @@ def at(stream: StreamLike, time_ns: int, max_age_ns: int, *, camera: str | None 
     raise _undecodable(target, f"its record (offset {target.offset}) or one that it builds on is damaged")
 
 
+def _nearest_key(pictures: Pictures, target: CameraRecord | None, time_ns: int, max_age_ns: int) -> CameraRecord | None:
+    """The key frame nearest to a time; `target` is the newest access unit up to it."""
+    before = pictures.key_before(target) if target is not None else None
+    following = pictures.between(time_ns // NS_PER_MS + 1, (time_ns + max_age_ns) // NS_PER_MS + 1)
+    after = next((record for record in following if record.key), None)
+    reachable = [
+        (distance_ns, record)
+        for record in (before, after)
+        if record is not None and (distance_ns := abs(record.timestamp_ms * NS_PER_MS - time_ns)) <= max_age_ns
+    ]
+    return min(reachable, key=lambda each: each[0])[1] if reachable else None
+
+
 def iterate(
     stream: StreamLike,
-    start_ns: int,
-    end_ns: int,
+    start_ns: int | None,
+    end_ns: int | None,
     every_ns: int | None = None,
     keys_only: bool = False,
     *,
@@ -155,15 +172,19 @@ def iterate(
     return _iterate(Pictures(stream, camera), start_ns, end_ns, every_ns, keys_only)
 
 
-def _iterate(pictures: Pictures, start_ns: int, end_ns: int, every_ns: int | None, keys_only: bool) -> Iterator[Frame]:
-    start_ms, end_ms = -(-start_ns // NS_PER_MS), -(-end_ns // NS_PER_MS)
-    first = pictures.first(start_ms, end_ms)
+def _iterate(
+    pictures: Pictures, start_ns: int | None, end_ns: int | None, every_ns: int | None, keys_only: bool
+) -> Iterator[Frame]:
+    end_ms = milliseconds(end_ns)
+    first = pictures.first(milliseconds(start_ns), end_ms)
     if first is None:
         return
+    if start_ns is None:
+        start_ns = first.timestamp_ms * NS_PER_MS
     key = first if keys_only else pictures.key_before(first)
-    choice = _Choice(start_ms, start_ns, every_ns, keys_only)
+    choice = _Choice(start_ns, every_ns, keys_only)
     decoder = Decoder()
-    records = pictures.offsets((key or first).offset, pictures.stream.durable_offset)
+    records = pictures.offsets((key or first).offset)
     continued = False
     for group, complete in _groups(records, end_ms):
         decodable = group[0].key or continued
@@ -184,31 +205,30 @@ def _iterate(pictures: Pictures, start_ns: int, end_ns: int, every_ns: int | Non
 class _Choice:
     """Which access units are to become frames."""
 
-    start_ms: int
     start_ns: int
     every_ns: int | None
     keys_only: bool
     _due_ns: int = 0
 
     def takes(self, record: CameraRecord) -> bool:
-        if record.timestamp_ms < self.start_ms or (self.keys_only and not record.key):
+        time_ns = record.timestamp_ms * NS_PER_MS
+        if time_ns < self.start_ns or (self.keys_only and not record.key):
             return False
         if self.every_ns is None:
             return True
-        time_ns = record.timestamp_ms * NS_PER_MS
         if time_ns < self._due_ns:
             return False
         self._due_ns = self.start_ns + ((time_ns - self.start_ns) // self.every_ns + 1) * self.every_ns
         return True
 
 
-def _groups(records: Iterator[CameraRecord], end_ms: int) -> Iterator[tuple[list[CameraRecord], bool]]:
+def _groups(records: Iterator[CameraRecord], end_ms: int | None) -> Iterator[tuple[list[CameraRecord], bool]]:
     """Access units from one key frame to before the next; False with a part of a group that is too large to hold."""
     group: list[CameraRecord] = []
     size = 0
     split = False
     for record in records:
-        if record.timestamp_ms >= end_ms:
+        if end_ms is not None and record.timestamp_ms >= end_ms:
             break
         if group and (record.key or size > _GROUP_BYTES_MAX or len(group) >= _GROUP_RECORDS_MAX):
             yield group, record.key and not split
@@ -293,10 +313,8 @@ def _no_frame(pictures: Pictures, time_ns: int, max_age_ns: int) -> NoFrame:
         return NoFrame(f"The stream {pictures.stream.name!r} holds no pictures.")
     before = pictures.last(oldest.timestamp_ms, time_ms + 1) if oldest.timestamp_ms <= time_ms else None
     after = pictures.first(time_ms + 1)
-    zone = oldest.timestamp.tzinfo
-    shown = format_time(time_ns, zone) if zone is not None else str(moment(time_ms))
     age_max = format_duration(max_age_ns)
-    parts = [f"There is no picture of {pictures.camera!r} at {shown}, nor in the {age_max} before:"]
+    parts = [f"There is no picture of {pictures.camera!r} at {pictures.show(time_ms)}, nor in the {age_max} before:"]
     if before is not None:
         age = format_duration(time_ns - before.timestamp_ms * NS_PER_MS)
         parts.append(f"the last one before is from {_time(before)}, {age} earlier,")
