@@ -142,7 +142,7 @@ def parse_time(value: Any, zone: tzinfo, now_ns: Callable[[], int] = realtime_ns
         return _in_range(_localized(datetime.combine(value, datetime.min.time()), zone), value)
     if type(value).__name__ == "datetime64" and hasattr(value, "astype"):
         return _in_range(_from_numpy(value, zone), value)
-    if isinstance(value, int | float) or hasattr(value, "__index__"):
+    if isinstance(value, int | float) or hasattr(value, "__index__") or hasattr(value, "__float__"):
         raise TypeError(
             f"{value!r} is a bare number, and nobody can tell its unit (seconds? milliseconds?); "
             f"give a datetime or text such as {_TIME_EXAMPLES}."
@@ -206,7 +206,7 @@ def _parse_text(text: str, zone: tzinfo, now_ns: Callable[[], int]) -> int:
         fraction_ns = int(fraction[1][:9].ljust(9, "0"))
         stripped = stripped[: fraction.start()] + stripped[fraction.end() :]
     try:
-        moment = datetime.fromisoformat(stripped)
+        moment = datetime.fromisoformat(stripped.removesuffix("z") + "Z" if stripped.endswith("z") else stripped)
     except ValueError:
         raise ValueError(f"{text!r} is not a time; write for example {_TIME_EXAMPLES}.") from None
     return _localized(moment, zone) + fraction_ns

@@ -36,7 +36,7 @@ _PLAIN = re.compile(r"[^\s\"'=\\]+")
 
 
 def configure(log_format: LogFormat = "text", *, stream: TextIO | None = None, level: int = logging.INFO) -> None:
-    """Sends what is logged under ``gateway`` to ``stream`` (default: stderr); called again, it replaces what was set."""
+    """Sends what is logged under ``gateway`` to ``stream`` (default: stderr), instead of where an earlier call sent it."""
     root = logging.getLogger("gateway")
     for old in list(root.handlers):
         if isinstance(old, EventHandler):

@@ -38,7 +38,7 @@ def check(path: Path, as_json: bool) -> None:
     report = {
         "file": str(path),
         "site": {"name": config.site.name, "timezone": config.site.timezone},
-        "data": data_report(config.data),
+        "data": data_report(config.data, config.disk.append),
         "sources": [_source(name, source) for name, source in config.sources().items()],
         "streams": {name: _stream(config, name) for name in _stream_names(config)},
         "limits": limits_report(config),
@@ -54,19 +54,19 @@ def check(path: Path, as_json: bool) -> None:
 command.add_command(check)
 
 
-def data_report(directory: Path) -> dict[str, Any]:
+def data_report(directory: Path, append: str) -> dict[str, Any]:
     """The file system that will hold the data, how it is written, and what is free on it."""
     import shutil
 
     from gateway_native.storage import filesystem
 
     existing = next((parent for parent in (directory, *directory.parents) if parent.is_dir()), Path("/"))
-    kind, preallocation_holds = filesystem(str(existing))
+    kind, _ = filesystem(str(existing))
     return {
         "directory": str(directory),
         "exists": directory.is_dir(),
         "filesystem": kind,
-        "storage": "mapped" if preallocation_holds else "pwrite",
+        "storage": append,
         "free_bytes": shutil.disk_usage(existing).free,
     }
 
@@ -74,8 +74,8 @@ def data_report(directory: Path) -> dict[str, Any]:
 def limits_report(config: Config) -> dict[str, int]:
     """Every bound, and the memory that they add up to."""
     limits = config.limits
-    # One ring for the event loop that drives listeners and subscribers, one for each camera's thread.
-    rings = len(config.cameras) + bool(config.mqtt.listeners or config.mqtt.subscribers)
+    # A ring for each listener and each subscriber; the cameras share one.
+    rings = len(config.mqtt.listeners) + len(config.mqtt.subscribers) + bool(config.cameras)
     return {
         "max_streams": limits.max_streams,
         "record_bytes_max": limits.record_bytes_max,

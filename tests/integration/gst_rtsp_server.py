@@ -19,7 +19,8 @@ from gi.repository import GLib, Gst, GstRtsp, GstRtspServer  # noqa: E402 - vers
 
 ENCODERS = {
     "h264": "x264enc tune=zerolatency speed-preset=ultrafast key-int-max={gop} ! rtph264pay name=pay0 pt=96",
-    "h265": "x265enc tune=zerolatency speed-preset=ultrafast key-int-max={gop} ! h265parse ! rtph265pay name=pay0 pt=96",
+    "h265": "x265enc tune=zerolatency speed-preset=ultrafast key-int-max={gop} ! h265parse ! "
+    "rtph265pay name=pay0 pt=96",
     "jpeg": "jpegenc ! rtpjpegpay name=pay0 pt=26",
 }
 AUDIO = " audiotestsrc is-live=true ! audio/x-raw,rate=8000,channels=1 ! alawenc ! rtppcmapay name=pay1 pt=8"
@@ -34,11 +35,9 @@ def main():
     parser.add_argument("--fps", type=int, default=25)
     arguments = parser.parse_args()
     Gst.init(None)
-    video = (
-        f"videotestsrc is-live=true pattern=ball !
-        video/x-raw,format=I420,width=320,height=240,framerate={arguments.fps}/1 ! " +
-        ENCODERS[arguments.codec].format(gop=arguments.fps)
-    )
+    caps = f"video/x-raw,format=I420,width=320,height=240,framerate={arguments.fps}/1"
+    encoder = ENCODERS[arguments.codec].format(gop=arguments.fps)
+    video = f"videotestsrc is-live=true pattern=ball ! {caps} ! {encoder}"
     factory = GstRtspServer.RTSPMediaFactory()
     factory.set_launch(f"( {video}{AUDIO if arguments.audio else ''} )")
     factory.set_shared(True)
