@@ -50,7 +50,7 @@ __all__ = [
 __version__ = "0.1.0"
 
 
-def open(data: str | Path) -> Log:
+def open(data: str | Path) -> Log:  # noqa: A001  # gateway.open(…) reads as it should
     """Open a data directory for reading: a running gateway's, a killed one's, or a copy.
 
     Raises FormatError if it is none, or if a newer Gateway wrote it.
