@@ -41,44 +41,43 @@ $(VENV)/.stamp-venv:
 	@$(PIP) --upgrade pip "setuptools>=77" wheel "cython>=3.1"
 	@touch $@
 
-# Extensions are built beside their sources, so that an edited one needs no new installation.
-$(VENV)/.stamp-build: $(VENV)/.stamp-venv setup.py $(NATIVE_SOURCES)
-	@PYTHON=$(BIN)/python .ci/check-machine >/dev/null
-	@echo "Building the extension modules ..."
-	@$(BIN)/python setup.py --quiet build_ext --inplace
-	@touch $@
-
 define install
 	@echo "Installing into $(VENV): $(1) ..."
-	@$(PIP) --no-build-isolation --editable '$(1)'
+	@PYTHONWARNINGS='ignore:Editable installation' $(PIP) --no-build-isolation --editable '$(1)'
 	@touch $@
 endef
 
-$(VENV)/.stamp-run: $(VENV)/.stamp-build pyproject.toml
+$(VENV)/.stamp-run: $(VENV)/.stamp-venv pyproject.toml setup.py
 	$(call install,.[all])
 
-$(VENV)/.stamp-test: $(VENV)/.stamp-build pyproject.toml
+$(VENV)/.stamp-test: $(VENV)/.stamp-venv pyproject.toml setup.py
 	$(call install,.[test])
 	@touch $(VENV)/.stamp-run
 
 $(VENV)/.stamp-lint: $(VENV)/.stamp-test
 	$(call install,.[lint])
 
+# The installation above builds the extensions beside their sources; this rebuilds those edited since.
+$(VENV)/.stamp-build: $(VENV)/.stamp-run $(NATIVE_SOURCES)
+	@PYTHON=$(BIN)/python .ci/check-machine >/dev/null
+	@$(BIN)/python setup.py --quiet build_ext --inplace
+	@touch $@
+
 # --- using it --------------------------------------------------------------------------------------------------------
 
-demo: $(VENV)/.stamp-run
+demo: $(VENV)/.stamp-run $(VENV)/.stamp-build
 	@$(BIN)/gateway demo --seconds $(SECONDS)
 
-run: $(VENV)/.stamp-run
+run: $(VENV)/.stamp-run $(VENV)/.stamp-build
 	@test -e "$(CONFIG)" || $(BIN)/gateway init "$(CONFIG)"
 	@exec $(BIN)/gateway run -c "$(CONFIG)"
 
 # --- checking it -----------------------------------------------------------------------------------------------------
 
-test: $(VENV)/.stamp-test
+test: $(VENV)/.stamp-test $(VENV)/.stamp-build
 	$(BIN)/python -m pytest $(TESTS)
 
-lint: $(VENV)/.stamp-lint
+lint: $(VENV)/.stamp-lint $(VENV)/.stamp-build
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
@@ -88,10 +87,10 @@ format: $(VENV)/.stamp-lint
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(VENV)/.stamp-test
+bench: $(VENV)/.stamp-test $(VENV)/.stamp-build
 	$(BIN)/python -m bench $(BENCH)
 
-torture: $(VENV)/.stamp-test
+torture: $(VENV)/.stamp-test $(VENV)/.stamp-build
 	GATEWAY_TORTURE_ROUNDS=$(ROUNDS) $(BIN)/python -m pytest tests/crash --timeout 3600
 
 # --- sanitizers ------------------------------------------------------------------------------------------------------

@@ -1,17 +1,16 @@
-"""Gateway: sensors (MQTT) and cameras (RTSP) into a durable event log on the local disk, and back.
+"""Gateway: sensors (MQTT) and cameras (RTSP) as durable, replayable event streams.
 
-    import gateway
+import gateway
 
-    log = gateway.open("/var/lib/gateway")
-    for record in log["telemetry"].read(start="-10m", keys="plant/+/temperature"):
-        print(record.timestamp, record.key, record.value)
-
-Reading needs no running gateway and only read permission.
+log = gateway.open("/var/lib/gateway")
+for record in log["telemetry"].read(start="-10m", keys=["plant/+/temperature"]):
+    print(record.timestamp, record.key, record.value)
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from gateway.errors import (
     ConfigError,
@@ -24,15 +23,15 @@ from gateway.errors import (
     StreamNotFound,
     UsageError,
 )
+from gateway.replay.log import Log, Stream
+from gateway.replay.records import Record, Records
 
 if TYPE_CHECKING:
-    from gateway.replay.frames import ExportReport, Frame
-    from gateway.replay.records import Log, Record, Records, Stream, open  # noqa: A004 - gateway.open
+    from gateway.replay.frames import Frame
 
 __all__ = [
     "ConfigError",
     "DamageError",
-    "ExportReport",
     "FormatError",
     "Frame",
     "GatewayError",
@@ -48,22 +47,21 @@ __all__ = [
     "open",
 ]
 
-# Imported when first used: commands and the gateway itself start without what only readers need.
-_LATE = {
-    "ExportReport": "gateway.replay.frames",
-    "Frame": "gateway.replay.frames",
-    "Log": "gateway.replay.records",
-    "Record": "gateway.replay.records",
-    "Records": "gateway.replay.records",
-    "Stream": "gateway.replay.records",
-    "open": "gateway.replay.records",
-}
+__version__ = "0.1.0"
 
 
-def __getattr__(name: str) -> Any:
-    module = _LATE.get(name)
-    if module is None:
-        raise AttributeError(f"module 'gateway' has no attribute {name!r}")
-    import importlib
+def open(data: str | Path) -> Log:  # noqa: A001  # gateway.open(…) reads as it should
+    """Open a data directory for reading: a running gateway's, a killed one's, or a copy.
 
-    return getattr(importlib.import_module(module), name)
+    Raises FormatError if it is none, or if a newer Gateway wrote it.
+    """
+    return Log(data)
+
+
+def __getattr__(name: str) -> object:
+    """`Frame` needs libraries that only reading pictures needs, so it is imported when it is asked for."""
+    if name == "Frame":
+        from gateway.replay.frames import Frame
+
+        return Frame
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

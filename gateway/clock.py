@@ -1,7 +1,7 @@
 """Times, durations and sizes: what people write, and the integers everything else works with.
 
-Inside Gateway an instant is an ``int`` of nanoseconds since 1970-01-01 UTC, a duration an ``int`` of nanoseconds, a size
-an ``int`` of bytes. A bare number from a person is refused everywhere, because nobody can tell its unit.
+Inside Gateway an instant is an ``int`` of nanoseconds since 1970-01-01 UTC, a duration an ``int`` of nanoseconds, a
+size an ``int`` of bytes. A bare number from a person is refused everywhere, because nobody can tell its unit.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ def monotonic_ns() -> int:
 def parse_duration(text: object) -> int:
     """``"5ms"``, ``"30d"``, ``"1h30m"`` as nanoseconds.
 
-    Units: ns, us, ms, s, m (minutes), h, d (24 hours), w. Raises ValueError with a whole sentence, also for a bare number.
+    Units: ns, us, ms, s, m (minutes), h, d (24 hours), w. Raises ValueError, also for a bare number.
     """
     if isinstance(text, bool) or not isinstance(text, str):
         if isinstance(text, int | float) and not isinstance(text, bool):
@@ -124,11 +124,11 @@ def parse_size(text: object) -> int:
 def parse_time(value: Any, zone: tzinfo, now_ns: Callable[[], int] = realtime_ns) -> int:
     """An instant as ns since 1970-01-01 UTC.
 
-    Accepts ISO 8601 text (a date alone is its midnight), ``"now"``, a duration before or after now (``"-10m"``), datetime,
-    date, ``numpy.datetime64`` and ``pandas.Timestamp`` (neither library is imported). What carries no zone is taken as
-    local time in ``zone``, NumPy's stamps too; where the clocks go back the earlier of the two instants is meant, unless
-    a datetime's ``fold`` says otherwise. Raises TypeError for a bare number, ValueError for anything that names no
-    instant; both texts are whole sentences.
+    Accepts ISO 8601 text (a date alone is its midnight), ``"now"``, a duration before or after now (``"-10m"``),
+    datetime, date, ``numpy.datetime64`` and ``pandas.Timestamp`` (neither library is imported). What carries no zone is
+    taken as local time in ``zone``, NumPy's stamps too; where the clocks go back the earlier of the two instants is
+    meant, unless a datetime's ``fold`` says otherwise. Raises TypeError for a bare number, ValueError for anything that
+    names no instant; both texts are whole sentences.
     """
     if isinstance(value, str):
         return _in_range(_parse_text(value, zone, now_ns), value)
@@ -139,10 +139,10 @@ def parse_time(value: Any, zone: tzinfo, now_ns: Callable[[], int] = realtime_ns
         plain = value.to_pydatetime(warn=False) if hasattr(value, "to_pydatetime") else value
         return _in_range(_localized(plain, zone) + extra_ns, value)
     if isinstance(value, date):
-        return _in_range(_localized(datetime(value.year, value.month, value.day), zone), value)
+        return _in_range(_localized(datetime.combine(value, datetime.min.time()), zone), value)
     if type(value).__name__ == "datetime64" and hasattr(value, "astype"):
         return _in_range(_from_numpy(value, zone), value)
-    if isinstance(value, int | float) or hasattr(value, "__index__"):
+    if isinstance(value, int | float) or hasattr(value, "__index__") or hasattr(value, "__float__"):
         raise TypeError(
             f"{value!r} is a bare number, and nobody can tell its unit (seconds? milliseconds?); "
             f"give a datetime or text such as {_TIME_EXAMPLES}."
@@ -206,7 +206,7 @@ def _parse_text(text: str, zone: tzinfo, now_ns: Callable[[], int]) -> int:
         fraction_ns = int(fraction[1][:9].ljust(9, "0"))
         stripped = stripped[: fraction.start()] + stripped[fraction.end() :]
     try:
-        moment = datetime.fromisoformat(stripped)
+        moment = datetime.fromisoformat(stripped.removesuffix("z") + "Z" if stripped.endswith("z") else stripped)
     except ValueError:
         raise ValueError(f"{text!r} is not a time; write for example {_TIME_EXAMPLES}.") from None
     return _localized(moment, zone) + fraction_ns
@@ -232,7 +232,7 @@ def _from_numpy(value: Any, zone: tzinfo) -> int:
     # Only the rest below a second is taken in ns, so that a stamp in seconds or days cannot overflow.
     rest_ns = int((value - value.astype("datetime64[s]")).astype("timedelta64[ns]").astype("int64"))
     try:
-        local = datetime(1970, 1, 1) + timedelta(seconds=seconds)
+        local = _EPOCH.replace(tzinfo=None) + timedelta(seconds=seconds)
     except OverflowError:
         raise ValueError(f"{value} is outside the years 1678 to 2261 that stamps can hold.") from None
     return _localized(local, zone) + rest_ns

@@ -64,7 +64,7 @@ class StreamNotFound(GatewayError, KeyError):
 
 
 class NoFrame(GatewayError):
-    """There is no picture at that instant. ``before`` and ``after`` are the times of its neighbours, if there are any."""
+    """There is no picture at that instant. ``before`` and ``after`` are its neighbours' times, if it has any."""
 
     def __init__(self, message: str, *, before: datetime | None = None, after: datetime | None = None) -> None:
         self.before = before

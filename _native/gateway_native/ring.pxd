@@ -36,6 +36,7 @@ cdef struct RingState:
     uint8_t* data
     uint64_t capacity               # bytes, a power of two
     uint32_t partitions             # length of the three tables below
+    const uint64_t* partition_count # the writer's: how many of them it knows
     uint64_t* next_sequence         # [partition] last sequence given out; the producer's own
     uint64_t* acked                 # [partition] acknowledgements may leave up to here; written by writer or flusher
     uint64_t* failed                # [partition] 1 once the partition failed; written by writer or flusher

@@ -1,5 +1,7 @@
 from typing import Any
 
+CAPACITY_MIN: int
+CAPACITY_MAX: int
 KEYFRAME: int
 WANTS_ACK: int
 PENDING: int
@@ -10,7 +12,14 @@ class Ring:
     """One ring, seen from its producing thread. Made by ``Writer.ring``."""
 
     def __init__(
-        self, owner: Any, name: str, capacity: int, partitions: int, writer_fd: int, writer_sleeping: int
+        self,
+        owner: Any,
+        name: str,
+        capacity: int,
+        partitions: int,
+        partition_count: int,
+        writer_fd: int,
+        writer_sleeping: int,
     ) -> None: ...
     @property
     def name(self) -> str: ...

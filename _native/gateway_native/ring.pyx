@@ -29,6 +29,10 @@ cdef extern from "<sys/mman.h>" nogil:
     enum: PROT_READ, PROT_WRITE, MAP_PRIVATE, MAP_ANONYMOUS
     void* MAP_FAILED
 
+# Slots carry their size in 32 bits, and none is larger than half the ring.
+CAPACITY_MIN = 4096
+CAPACITY_MAX = 1 << 32
+
 KEYFRAME = SLOT_KEYFRAME
 WANTS_ACK = SLOT_WANTS_ACK
 PENDING = VERDICT_WAIT
@@ -135,12 +139,13 @@ cdef class Ring:
     by the GIL, which `append` holds throughout, so several Python threads may share one ring.
     """
 
-    def __cinit__(self, object owner, str name, uint64_t capacity, uint32_t partitions, int writer_fd,
-                  size_t writer_sleeping):
+    def __cinit__(self, object owner, str name, uint64_t capacity, uint32_t partitions, size_t partition_count,
+                  int writer_fd, size_t writer_sleeping):
         self.owner = owner
         self.name = name
-        if capacity < 4096 or capacity & (capacity - 1):
-            raise ValueError(f"ring capacity must be a power of two of at least 4096 bytes, not {capacity}")
+        if not CAPACITY_MIN <= capacity <= CAPACITY_MAX or capacity & (capacity - 1):
+            raise ValueError(f"ring capacity must be a power of two from {CAPACITY_MIN} to {CAPACITY_MAX} bytes, "
+                             f"not {capacity}")
         self.state = <RingState*>calloc(1, sizeof(RingState))
         if self.state is NULL:
             raise MemoryError()
@@ -160,6 +165,7 @@ cdef class Ring:
         self.state.event_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)
         if self.state.event_fd < 0:
             raise OSError(errno, f"eventfd for ring {name}")
+        self.state.partition_count = <const uint64_t*>partition_count
         self.state.writer_fd = writer_fd
         self.state.writer_sleeping = <uint64_t*>writer_sleeping
 
@@ -210,8 +216,8 @@ cdef class Ring:
         cdef uint64_t sequence = 0
         cdef uint8_t* to
         cdef size_t total = len(key) + len(value) + len(headers)
-        if partition >= self.state.partitions:
-            raise IndexError(f"partition {partition} of {self.state.partitions}")
+        if partition >= gw_load_acquire(self.state.partition_count):
+            raise IndexError(f"partition {partition} of {gw_load_acquire(self.state.partition_count)}")
         if total > self.state.capacity // 2 - SLOT_BYTES:
             raise ValueError(f"record of {total} bytes exceeds the ring's limit of {self.largest_record} bytes")
         to = ring_put(self.state, partition, <uint16_t>flags, timestamp_ns, <uint32_t>len(key), <uint32_t>len(value),

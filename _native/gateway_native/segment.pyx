@@ -154,5 +154,9 @@ cdef bint active_has_room(
 cdef int active_seal(StorageOps* ops, Active* segment) noexcept nogil:
     add_time_entry(ops, segment)
     active_flush_indexes(ops, segment)
+    if segment.index_error:
+        # Half an entry would make the whole index look damaged; a short one only makes look-ups walk further.
+        ops.truncate(segment.index_fd, segment.index_bytes)
+        ops.truncate(segment.time_fd, segment.time_bytes)
     ops.detach(&segment.log)
     return ops.truncate(segment.log.fd, segment.log.position)

@@ -122,6 +122,15 @@ cdef class Writer:
     cdef uint64_t stalled_partitions
     cdef uint64_t retry_ns
     cdef bint rings_to_notify
+    cdef uint64_t first_ring        # whose turn is first
+    cdef uint64_t commits_begun
+    cdef uint64_t commits_ended
+    # The flush request that is being served.
+    cdef uint64_t flush_serving     # its number; equal to flush_done: none
+    cdef bint flush_drained         # what it asks for is in batches
+    cdef uint64_t flush_rings
+    cdef uint64_t flush_heads[RINGS_MAX]
+    cdef uint64_t flush_commit      # then it waits until so many commits have ended
     # Between the threads.
     cdef int writer_fd
     cdef int flusher_fd

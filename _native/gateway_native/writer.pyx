@@ -197,6 +197,7 @@ cdef void fail_partition(Writer w, Partition* p, int failed, uint64_t step) noex
     gw_store_relaxed(&p.failed_errno, <uint64_t>(-failed))
     gw_store_relaxed(&p.failed_step, step)
     gw_store_release(&p.failed, 1)
+    gw_fence()                      # `ring` counts a new ring, fences, then looks at `failed`
     for i in range(gw_load_acquire(&w.ring_count)):
         gw_store_release(&w.rings[i].failed[p.index], 1)
         ring_notify(w.rings[i])
@@ -220,21 +221,39 @@ cdef void clear_full_disk(Writer w, Partition* p) noexcept nogil:
         bell(w.health_fd)
 
 
+cdef int create_directory(Writer w, Partition* p, int64_t base_offset) noexcept nogil:
+    """The directory of a new partition, and a watermark that says from the first moment on that nothing is durable.
+
+    A reader that finds no watermark trusts every sound batch, so there must be one before there is a segment.
+    """
+    cdef char path[PATH_BYTES]
+    cdef uint8_t encoded[WATERMARK_BYTES]
+    cdef int fd
+    cdef int failed = w.ops.make_directory(p.directory)
+    if failed:
+        return failed
+    p.new_directory = True
+    snprintf(path, PATH_BYTES, "%s/watermark", p.directory)
+    fd = w.ops.open(path, OPEN_EMPTY)
+    if fd < 0:
+        return fd
+    watermark_encode(encoded, p.epoch, base_offset, 0, base_offset)
+    failed = w.ops.write_at(fd, encoded, WATERMARK_BYTES, 0)
+    if failed:
+        close_counted(w, fd)
+        return failed
+    p.watermark_fd = fd
+    return 0
+
+
 cdef int create_segment(Writer w, Partition* p, int64_t base_offset) noexcept nogil:
     """A new active segment; for a new partition its directory and watermark file too."""
-    cdef char path[PATH_BYTES]
     cdef int failed
     cdef Active* active
     if p.watermark_fd < 0:
-        failed = w.ops.make_directory(p.directory)
+        failed = create_directory(w, p, base_offset)
         if failed:
             return failed
-        p.new_directory = True
-        snprintf(path, PATH_BYTES, "%s/watermark", p.directory)
-        failed = w.ops.open(path, OPEN_EMPTY)
-        if failed < 0:
-            return failed
-        p.watermark_fd = failed
     active = <Active*>calloc(1, sizeof(Active))
     if active is NULL:
         return -ENOMEM
@@ -396,11 +415,17 @@ cdef bint drain_ring(Writer w, uint64_t index) noexcept nogil:
 
 
 cdef bint drain_rings(Writer w) noexcept nogil:
+    """One turn for each ring. Where the batch buffers ran out, the next round begins: others may not take them first."""
     cdef bint moved = False
-    cdef uint64_t i
-    for i in range(gw_load_acquire(&w.ring_count)):
-        if drain_ring(w, i):
+    cdef uint64_t count = gw_load_acquire(&w.ring_count)
+    cdef uint64_t i, index
+    for i in range(count):
+        index = (w.first_ring + i) % count
+        if drain_ring(w, index):
             moved = True
+        if w.starved:
+            w.first_ring = index
+            break
     return moved
 
 
@@ -484,6 +509,7 @@ cdef void start_commit(Writer w, uint64_t now) noexcept nogil:
     cdef Partition* following
     w.dirty = NULL
     w.commit_list = NULL
+    w.commits_begun += 1
     while p is not NULL:
         following = p.next_dirty
         p.dirty = False
@@ -501,6 +527,7 @@ cdef void start_commit(Writer w, uint64_t now) noexcept nogil:
         gw_store_release(&w.commit_state, COMMIT_READY)
         bell(w.flusher_fd)
     else:
+        w.commits_ended += 1
         w.starved = False           # what failed gave its buffers back
 
 
@@ -514,6 +541,7 @@ cdef void collect_commit(Writer w) noexcept nogil:
             drop_failed(w, p)
         p = p.next_commit
     w.commit_list = NULL
+    w.commits_ended += 1
     w.starved = False
     gw_store_release(&w.commit_state, COMMIT_IDLE)
 
@@ -531,6 +559,36 @@ cdef uint64_t commit_due(Writer w) noexcept nogil:
     if w.dirty_bytes < RELAXED_BYTES and linger < RELAXED_SPACING_NS:
         linger = RELAXED_SPACING_NS
     return w.last_commit_ns + linger
+
+
+cdef bint serve_flush(Writer w) noexcept nogil:
+    """Take a flush request further; True once it is served.
+
+    It asks for what was published when the writer saw it, not for an idle moment: under load there is none. That is
+    drained first, then the commit that holds it must end.
+    """
+    cdef uint64_t wanted, i
+    if w.flush_serving == gw_load_relaxed(&w.flush_done):
+        wanted = gw_load_acquire(&w.flush_wanted)
+        if wanted == w.flush_serving:
+            return False
+        w.flush_serving = wanted
+        w.flush_drained = False
+        w.flush_rings = gw_load_acquire(&w.ring_count)
+        for i in range(w.flush_rings):
+            w.flush_heads[i] = gw_load_acquire(&w.rings[i].head)
+    if not w.flush_drained:
+        for i in range(w.flush_rings):
+            if w.positions[i] < w.flush_heads[i]:
+                return False
+        w.flush_drained = True
+        w.flush_commit = w.commits_begun + (1 if w.dirty is not NULL else 0)
+    if w.stalled_partitions:
+        w.flush_commit = w.commits_begun + 1    # what waits for room on the disk comes with a later one
+    if w.commits_ended < w.flush_commit:
+        return False
+    gw_store_release(&w.flush_done, w.flush_serving)
+    return True
 
 
 # -- the flusher thread -----------------------------------------------------------------------------------------------
@@ -644,6 +702,8 @@ cdef bint writer_step(Writer w) noexcept nogil:
         now = monotonic_ns()
         if now >= commit_due(w) and not only_stalled(w):
             start_commit(w, now)
+    if serve_flush(w):
+        moved = True
     return moved
 
 
@@ -707,14 +767,11 @@ cdef void close_partition(Writer w, Partition* p) noexcept nogil:
 
 cdef void run_writer_loop(Writer w) noexcept nogil:
     cdef uint64_t i
-    cdef uint64_t wanted
     while True:
-        wanted = gw_load_acquire(&w.flush_wanted)
         if not writer_step(w):
-            if rings_empty(w) and w.dirty is NULL and gw_load_acquire(&w.commit_state) == COMMIT_IDLE:
-                gw_store_release(&w.flush_done, wanted)
-                if gw_load_acquire(&w.stopping):
-                    break
+            if gw_load_acquire(&w.stopping) and rings_empty(w) and w.dirty is NULL \
+                    and gw_load_acquire(&w.commit_state) == COMMIT_IDLE:
+                break
             if gw_load_acquire(&w.abandoned) and gw_load_acquire(&w.commit_state) == COMMIT_IDLE:
                 break
             writer_sleep(w)
@@ -816,13 +873,15 @@ cdef class Writer:
         """A new ring for one producing thread. capacity: bytes, a power of two."""
         if self.ring_count >= RINGS_MAX:
             raise ValueError(f"at most {RINGS_MAX} producing threads can have a ring; {name} would be one more")
-        made = Ring(self, name, capacity, self.partitions_max, self.writer_fd, <size_t>&self.writer_sleeping)
+        made = Ring(self, name, capacity, self.partitions_max, <size_t>&self.partition_count, self.writer_fd,
+                    <size_t>&self.writer_sleeping)
         cdef Ring ring = made
         cdef uint64_t i
         # The writer keeps the ring's memory alive; the ring points back here, and the cycle collector sees both.
         self.ring_objects.append(ring)
         self.rings[self.ring_count] = ring.state
         gw_store_release(&self.ring_count, self.ring_count + 1)
+        gw_fence()                  # `fail_partition` sets `failed`, fences, then looks at `ring_count`
         for i in range(self.partition_count):
             if gw_load_acquire(&self.partitions[i].failed):
                 gw_store_release(&ring.state.failed[i], 1)

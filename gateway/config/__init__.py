@@ -52,6 +52,7 @@ __all__ = [
     "StreamConfig",
     "SubscriberConfig",
     "SubscriberRoute",
+    "data_directory",
     "from_dict",
     "load",
     "not_applied",
@@ -67,6 +68,18 @@ def load(path: str | Path) -> Config:
     that is wrong, each with file, line, key and what would be right.
     """
     return _validated(read_file(Path(path)))
+
+
+def data_directory(path: str | Path) -> Path:
+    """Only where the data is, for programs that read: no other key is checked, no secret needed."""
+    sources = read_file(Path(path), secrets=False)
+    problems = [problem for problem in sources.problems if problem[0][:1] in (("data",), ("include",))]
+    data = sources.document.get("data")
+    if not problems and not (isinstance(data, str) and data):
+        problems = [(("data",), 'is missing or not text: where the data is, as in data = "/var/lib/gateway"')]
+    if problems:
+        raise ConfigError(sources.sentences(problems))
+    return Path(str(data))
 
 
 def from_dict(document: Mapping[str, Any], *, directory: str | Path = ".") -> Config:

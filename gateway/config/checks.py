@@ -7,6 +7,7 @@ import ipaddress
 import stat
 from collections import Counter
 from collections.abc import Iterator
+from pathlib import Path
 
 from gateway.config.files import KeyPath, Problem, dotted
 from gateway.config.model import CameraConfig, Config, ListenerConfig, ReconnectingConfig, SubscriberConfig
@@ -33,11 +34,13 @@ def warnings(config: Config) -> list[str]:
 def not_applied(config: Config) -> list[str]:
     """Keys that are set and checked but have no effect in this version, as dotted names."""
     keys = ["disk.reserve"] if "reserve_bytes" in config.disk.model_fields_set else []
-    for name, stream in config.streams.items():
-        for field in ("retention", "when_full"):
-            if field in stream.model_fields_set:
-                keys.append(dotted(("streams", name, field)))
-    return keys
+    fields = ("retention", "when_full")
+    return keys + [
+        dotted(("streams", name, field))
+        for name, stream in config.streams.items()
+        for field in fields
+        if field in stream.model_fields_set
+    ]
 
 
 def _named(config: Config) -> Iterator[tuple[tuple[str, ...], ListenerConfig | SubscriberConfig | CameraConfig]]:
@@ -96,7 +99,7 @@ def _camera_streams(config: Config) -> Iterator[Problem]:
     owner: dict[str, tuple[str, ...]] = {}
     for name, camera in config.cameras.items():
         if camera.stream in owner:
-            text = f"{dotted(owner[camera.stream])} records in {camera.stream!r} already; a stream holds one camera's pictures"
+            text = f"{dotted(owner[camera.stream])} records in {camera.stream!r} already; a stream holds one camera"
             yield ("cameras", name, "stream"), text
         owner.setdefault(camera.stream, ("cameras", name))
     for path, source in _named(config):
@@ -167,21 +170,27 @@ def _written_streams(config: Config) -> set[str]:
 
 
 def _warnings(config: Config) -> Iterator[Problem]:
-    written = _written_streams(config)
-    if not written:
+    if not config.sources():
         yield ("mqtt",), "there is no listener, subscriber or camera, so nothing will be recorded"
+    yield from _stream_warnings(config)
+    yield from _source_warnings(config)
+
+
+def _stream_warnings(config: Config) -> Iterator[Problem]:
+    written = _written_streams(config)
     for name in config.streams:
         if name not in written:
             near = difflib.get_close_matches(name, written, 1, 0.7)
             hint = f"; did you mean {near[0]!r}?" if near else ""
             yield ("streams", name), f"no source records in this stream{hint}"
-    colliding = Counter(name.replace(".", "_") for name in written)
+    alike = Counter(name.replace(".", "_") for name in written)
     for name in sorted(written):
-        if colliding[name.replace(".", "_")] > 1:
-            yield (
-                ("streams", name),
-                "differs from another stream only in '.' and '_', which Kafka's metrics cannot tell apart",
-            )
+        if alike[name.replace(".", "_")] > 1:
+            text = "differs from another stream only in '.' and '_', which Kafka's metrics cannot tell apart"
+            yield ("streams", name), text
+
+
+def _source_warnings(config: Config) -> Iterator[Problem]:
     for name, listener in config.mqtt.listeners.items():
         if not _is_loopback(listener.host):
             text = "is reachable from other machines, and listeners have neither passwords nor TLS in this version"
@@ -191,7 +200,7 @@ def _warnings(config: Config) -> Iterator[Problem]:
         if urls[camera.url] > 1:
             yield ("cameras", name, "url"), "another camera has the same url; its pictures are recorded twice"
     for path, source in _named(config):
-        if isinstance(source, ReconnectingConfig) and source.password_file and _others_may_read(source):
+        if isinstance(source, ReconnectingConfig) and source.password_file and _others_may_read(source.password_file):
             yield (*path, "password_file"), f"{source.password_file} may be read by every user; 'chmod 600' it"
 
 
@@ -204,8 +213,8 @@ def _is_loopback(host: str) -> bool:
         return False
 
 
-def _others_may_read(source: ReconnectingConfig) -> bool:
+def _others_may_read(file: Path) -> bool:
     try:
-        return source.password_file is not None and bool(source.password_file.stat().st_mode & stat.S_IROTH)
+        return bool(file.stat().st_mode & stat.S_IROTH)
     except OSError:
         return False

@@ -67,8 +67,11 @@ def dotted(path: KeyPath) -> str:
     return text
 
 
-def read_file(path: Path) -> Sources:
-    """The file and what it includes. Raises ConfigError if a file cannot be read or is not TOML."""
+def read_file(path: Path, *, secrets: bool = True) -> Sources:
+    """The file and what it includes. Raises ConfigError if a file cannot be read or is not TOML.
+
+    secrets: whether password files are read, too.
+    """
     sources = Sources(name=str(path))
     document, lines = _parse_file(path)
     patterns = document.pop("include", [])
@@ -85,7 +88,7 @@ def read_file(path: Path) -> Sources:
             sources.problems.append((("include", str(included)), "an included file cannot include others"))
             del document["include"]
         _merge(sources, document, lines, included)
-    _resolve(sources)
+    _resolve(sources, secrets=secrets)
     return sources
 
 
@@ -191,9 +194,9 @@ def _credential_sections(document: Mapping[str, Any]) -> list[tuple[KeyPath, dic
     ]
 
 
-def _resolve(sources: Sources) -> None:
+def _resolve(sources: Sources, *, secrets: bool = True) -> None:
     _resolve_variables(sources, sources.document, ())
-    for path, section in _credential_sections(sources.document):
+    for path, section in _credential_sections(sources.document) if secrets else ():
         _resolve_password_file(sources, path, section)
 
 
@@ -238,7 +241,7 @@ def _resolve_password_file(sources: Sources, path: KeyPath, section: dict[str, A
         sources.problems.append((here, "stands beside 'password'; keep one of the two"))
         return
     try:
-        with open(file, "rb") as opened:
+        with Path(file).open("rb") as opened:
             raw = opened.read(SECRET_BYTES_MAX + 1)
     except OSError as error:
         sources.problems.append((here, f"{file} cannot be read: {error.strerror}"))

@@ -32,7 +32,7 @@ _NAME = re.compile(r"[A-Za-z0-9._-]{1,249}")
 def _check_name(name: str) -> str:
     if name in (".", "..") or not _NAME.fullmatch(name):
         raise ValueError(
-            f"{name!r} is not a usable name; use 1 to 249 of A-Z, a-z, 0-9, dot, underscore and hyphen (not '.' or '..')"
+            f"{name!r} is not a usable name; use 1 to 249 of A-Z, a-z, 0-9, '.', '_' and '-', and not '.' or '..'"
         )
     return name
 
@@ -168,9 +168,8 @@ class LimitsConfig(Section):
 
     max_streams: int = Field(default=1_000, ge=1, le=100_000)
     ring_bytes: SizeBytes = Field(default=64 * MIB, alias="ring", ge=MIB, le=4 * GIB)  # one per producing thread
-    buffer_bytes: SizeBytes = Field(
-        64 * MIB, alias="buffers", ge=MIB, le=64 * GIB
-    )  # batches not yet durable, all streams
+    # Batches that are not durable yet, of all streams together.
+    buffer_bytes: SizeBytes = Field(default=64 * MIB, alias="buffers", ge=MIB, le=64 * GIB)
     record_bytes_max: SizeBytes = Field(default=RECORD_BYTES_MAX, alias="largest_record", ge=KIB, le=RECORD_BYTES_MAX)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import weakref
 from pathlib import Path
 from types import TracebackType
 
@@ -11,6 +12,17 @@ from gateway.errors import LockedError
 from gateway.log.layout import LOCK_FILE
 
 PID_BYTES_MAX = 32
+
+# A fork copies the descriptor, and the lock with it: a child that lives on would keep out the next writer.
+_held: weakref.WeakSet[DataLock] = weakref.WeakSet()
+
+
+def _forget_in_child() -> None:
+    for lock in list(_held):
+        lock._close()
+
+
+os.register_at_fork(after_in_child=_forget_in_child)
 
 
 class DataLock:
@@ -39,6 +51,7 @@ class DataLock:
             raise
         os.ftruncate(self._descriptor, 0)
         os.pwrite(self._descriptor, f"{os.getpid()}\n".encode("ascii"), 0)
+        _held.add(self)
 
     def release(self) -> None:
         """Give the lock back; a second call does nothing."""
@@ -47,7 +60,8 @@ class DataLock:
             self._close()
 
     def _close(self) -> None:
-        os.close(self._descriptor)
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
         self._descriptor = -1
 
     def __enter__(self) -> DataLock:

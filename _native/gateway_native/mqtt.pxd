@@ -1,0 +1,162 @@
+"""MQTT publishers' side of the wire, sans I/O: bytes in, records into a ring, acknowledgements out.
+
+The parser knows no socket, no clock but the one it stamps records with, and no policy. It takes every whole packet of
+a received buffer in one call: a PUBLISH goes straight into the ring, a PINGREQ is counted to be answered, and at any
+other packet it stops, so that its driver can decide. Whoever drives it (an event loop today) holds one MqttListener
+per listening socket and one MqttConnection per peer; all of one listener belong to one thread.
+
+Source: MQTT 5.0 and MQTT 3.1.1, OASIS standards; numbers in brackets are theirs.
+"""
+
+from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+
+from gateway_native.mqtt_routes cimport MqttRoutes
+from gateway_native.ring cimport Ring, RingState
+
+cdef enum:
+    SHARED_BYTES = 262144           # the receive buffer that all connections of a listener share
+    DIRECT_BYTES = 65536            # a larger packet is received into a buffer of its connection's own
+    CROWDED_BYTES = 2048            # received at once while the ring is full: what may then have to be kept
+    NOGIL_BYTES = 16384             # parse shorter buffers with the GIL held: giving it up costs more than it frees
+    CONTROL_BYTES_MAX = 524288      # any packet but PUBLISH; the largest CONNECT has five fields of 64 KiB
+    ACKS_MAX = 65535                # packet identifiers there are
+    PUBACK_BYTES_MAX = 5
+
+    # Why the parser stopped.
+    STOP_NONE = 0                   # it did not; there is more to parse
+    STOP_END = 1                    # what is left is no whole packet
+    STOP_PACKET = 2                 # a packet that the driver must decide on
+    STOP_ROOM = 3                   # the ring is full; the packet waits
+    STOP_FAULT = 4                  # the peer broke the protocol; see `fault`
+
+    # How: indexes into FAULTS in mqtt.pyx, which says the rest.
+    FAULT_NONE = 0
+    FAULT_FIRST_PACKET = 1
+    FAULT_TYPE = 2
+    FAULT_FLAGS = 3
+    FAULT_LENGTH = 4
+    FAULT_TOO_LARGE = 5
+    FAULT_TRUNCATED = 6
+    FAULT_QOS_3 = 7
+    FAULT_QOS_2 = 8
+    FAULT_DUP = 9
+    FAULT_TOPIC_EMPTY = 10
+    FAULT_TOPIC_UTF8 = 11
+    FAULT_TOPIC_NUL = 12
+    FAULT_TOPIC_WILDCARD = 13
+    FAULT_PACKET_ID = 14
+    FAULT_PROPERTY_UNKNOWN = 15
+    FAULT_PROPERTY_TWICE = 16
+    FAULT_PROPERTY_VALUE = 17
+    FAULT_PROPERTY_TEXT = 18
+    FAULT_TOPIC_ALIAS = 19
+    FAULT_SUBSCRIPTION_ID = 20
+    FAULT_INFLIGHT = 21
+    FAULT_UNROUTED = 22
+    FAULT_MEMORY = 23
+    FAULT_RECORD = 24
+
+# An acknowledgement on its way.
+cdef struct MqttAck:
+    uint64_t sequence               # of the record, in (ring, partition)
+    uint32_t partition
+    uint16_t packet_id
+    uint8_t reason                  # 0: PUBACK once durable; else this reason code, as soon as it is its turn
+
+cdef struct MqttConnection:
+    # Set by `open`, after CONNECT.
+    uint8_t version                 # 4: MQTT 3.1.1, 5: MQTT 5, 0: CONNECT is awaited
+    uint32_t inflight_max           # unacknowledged publishes the client may have
+    # Where the parser is.
+    uint8_t stop                    # STOP_*
+    uint8_t fault                   # index into FAULTS
+    uint8_t refused                 # 1: an acknowledgement was queued that waits for no disk
+    uint32_t header_bytes           # STOP_PACKET: fixed header
+    uint32_t body_bytes             # STOP_PACKET: what follows it
+    uint64_t need                   # STOP_END: bytes of the packet that is not whole yet, as far as known
+    uint32_t pings                  # PINGREQs not answered yet
+    # Publishes not acknowledged yet, in their order: a circular buffer that doubles.
+    MqttAck* acks
+    uint32_t acks_capacity          # a power of two, or 0
+    uint32_t acks_first
+    uint32_t acks_count
+    # The list of connections that have some, so that a commit need not look at all.
+    MqttConnection* next
+    MqttConnection* previous
+    bint listed
+    void* owner                     # the Connection around this struct; borrowed
+
+cdef struct MqttListener:
+    # Fixed after construction.
+    RingState* ring
+    uint64_t packet_bytes_max
+    uint64_t record_bytes_max       # key, value and headers of one record
+    int64_t clock_ns                # not 0: tests' own receive time
+    const MqttRoutes* routes
+    # State.
+    bint crowded                    # the ring was full: connections wait, and nobody may pass them
+    MqttConnection* waiting         # those with acknowledgements pending
+    # Counters.
+    uint64_t records
+    uint64_t bytes                  # payload
+    uint64_t unrouted               # publishes whose topic no route takes
+    uint64_t acknowledged
+    uint64_t pending                # acknowledgements not sent yet, all connections
+    uint64_t stopped                # times a connection found the ring full
+    # The last topic that had no route, for a log line.
+    uint8_t[256] unrouted_topic
+    uint32_t unrouted_topic_bytes
+
+# Take whole packets from data[*position : size] until one of STOP_*, which is also left in connection.stop. Whatever
+# was put into the ring is published.
+cdef int mqtt_parse(
+    MqttListener* listener, MqttConnection* connection, const uint8_t* data, size_t size, size_t* position,
+) noexcept nogil
+
+
+cdef class Routes:
+    cdef MqttRoutes table
+    cdef readonly tuple filters     # of bytes, in their order
+    cdef readonly tuple partitions
+
+
+cdef class Window:
+    cdef uint8_t* shared            # SHARED_BYTES, this object's own
+    cdef uint8_t* data              # where the next bytes of some connection go: into `shared`, or its own buffer
+    cdef Py_ssize_t size
+
+
+cdef class Listener:
+    cdef MqttListener state
+    cdef readonly Ring ring
+    cdef readonly Routes routes
+    cdef uint8_t* out               # acknowledgements of one connection
+    cdef Window window
+    cdef readonly uint64_t kept_bytes       # in buffers of connections' own
+    cdef readonly uint64_t kept_bytes_max
+    cdef readonly uint64_t tick             # counts calls of `advance`, about one a second
+
+
+cdef class Connection:
+    cdef MqttConnection state
+    cdef readonly Listener listener
+    cdef public object write        # callable(bytes): how to send; None when there is no way
+    cdef readonly bint closed
+    cdef readonly bint blocked      # waits for room in the ring
+    cdef readonly uint64_t seen     # tick at which something was last received
+    cdef public uint64_t patience   # ticks without any byte until `overdue`; 0: for ever
+    # A packet that is not whole yet, or all that came after the ring was full.
+    cdef uint8_t* kept
+    cdef size_t kept_capacity
+    cdef size_t kept_start
+    cdef size_t kept_size
+    cdef bint direct                # receive into `kept` itself: the packet is large
+    # What is being parsed; NULL between two buffers.
+    cdef const uint8_t* data
+    cdef size_t size
+    cdef size_t position
+    cdef void parse(self) noexcept
+    cdef void keep(self) noexcept
+    cdef void keep_in(self, const uint8_t* rest, size_t left, size_t capacity) noexcept
+    cdef void drop_kept(self) noexcept
+    cdef int answer(self) except -1

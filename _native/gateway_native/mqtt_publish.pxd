@@ -1,0 +1,193 @@
+"""One PUBLISH: found out, checked, and put into the ring as a record.
+
+Inline functions only. Key: the topic. Value: the payload. Headers: mqtt_headers.pxd.
+"""
+
+from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+from libc.string cimport memcpy
+
+from gateway_native.batch cimport headers_count_bytes, put_headers_count
+from gateway_native.mqtt cimport *
+from gateway_native.mqtt_acks cimport acks_make_room, acks_push
+from gateway_native.mqtt_headers cimport (
+    PROPERTIES_ALIAS, PROPERTIES_OK, PROPERTIES_SUBSCRIPTION, PROPERTIES_TEXT, PROPERTIES_TRUNCATED, PROPERTIES_TWICE,
+    PROPERTIES_VALUE, PUBLISH_DUP, PUBLISH_QOS, HeaderSink, be16, sink_flags, sink_properties)
+from gateway_native.mqtt_routes cimport MqttRoute, route_find
+from gateway_native.mqtt_text cimport TEXT_NUL, TEXT_OK, TEXT_WILDCARD, text_check
+from gateway_native.ring cimport SLOT_WANTS_ACK, ring_put
+
+
+cdef inline int fault(MqttConnection* connection, uint8_t which) noexcept nogil:
+    connection.fault = which
+    return STOP_FAULT
+
+
+cdef inline uint8_t fault_of_properties(int wrong) noexcept nogil:
+    if wrong == PROPERTIES_TRUNCATED:
+        return FAULT_TRUNCATED
+    if wrong == PROPERTIES_TWICE:
+        return FAULT_PROPERTY_TWICE
+    if wrong == PROPERTIES_VALUE:
+        return FAULT_PROPERTY_VALUE
+    if wrong == PROPERTIES_TEXT:
+        return FAULT_PROPERTY_TEXT
+    if wrong == PROPERTIES_ALIAS:
+        return FAULT_TOPIC_ALIAS
+    if wrong == PROPERTIES_SUBSCRIPTION:
+        return FAULT_SUBSCRIPTION_ID
+    return FAULT_PROPERTY_UNKNOWN
+
+
+cdef inline uint8_t fault_of_topic(const uint8_t* topic, size_t size) noexcept nogil:
+    cdef int wrong
+    if size == 0:
+        return FAULT_TOPIC_EMPTY
+    wrong = text_check(topic, size, True)
+    if wrong == TEXT_OK:
+        return FAULT_NONE
+    if wrong == TEXT_WILDCARD:
+        return FAULT_TOPIC_WILDCARD
+    return FAULT_TOPIC_NUL if wrong == TEXT_NUL else FAULT_TOPIC_UTF8
+
+
+cdef inline int variable_integer(const uint8_t* at, size_t left, bint shortest, uint32_t* value) noexcept nogil:
+    """A variable byte integer (MQTT 5 section 1.5.5): the bytes it has, 0 when it is not whole, -1 when malformed."""
+    cdef uint32_t result = 0
+    cdef int i
+    for i in range(4):
+        if <size_t>i == left:
+            return 0
+        result |= <uint32_t>(at[i] & 0x7F) << (7 * i)
+        if at[i] < 0x80:
+            if shortest and i and at[i] == 0:
+                return -1                   # [MQTT-1.5.5-1]
+            value[0] = result
+            return i + 1
+    return -1
+
+
+cdef inline int unrouted(
+    MqttListener* listener, MqttConnection* connection, uint16_t packet_id, const uint8_t* topic, size_t topic_bytes,
+) noexcept nogil:
+    """QoS 0 (packet_id 0) is dropped and counted. QoS 1 is answered in its turn; MQTT 3.1.1 knows no such answer."""
+    listener.unrouted += 1
+    listener.unrouted_topic_bytes = <uint32_t>min(topic_bytes, sizeof(listener.unrouted_topic))
+    memcpy(listener.unrouted_topic, topic, listener.unrouted_topic_bytes)
+    if packet_id == 0:
+        return STOP_NONE
+    if connection.version != 5:
+        return fault(connection, FAULT_UNROUTED)
+    acks_push(listener, connection, packet_id, 0, 0, 0x90)      # Topic Name invalid
+    return STOP_NONE
+
+
+# One PUBLISH, parsed as far as its record needs.
+cdef struct Publish:
+    const uint8_t* topic
+    size_t topic_bytes
+    const uint8_t* properties
+    size_t properties_bytes
+    const uint8_t* payload
+    size_t payload_bytes
+    uint16_t packet_id                  # 0 with QoS 0
+
+
+cdef inline uint8_t publish_split(
+    MqttConnection* connection, uint8_t first_byte, const uint8_t* body, size_t size, Publish* p,
+) noexcept nogil:
+    """Find the fields of a PUBLISH (MQTT 5 section 3.3). One of FAULT_*."""
+    cdef uint8_t qos = (first_byte & PUBLISH_QOS) >> 1
+    cdef const uint8_t* at = body + 2
+    cdef const uint8_t* end = body + size
+    cdef uint32_t length
+    cdef int width
+    p.properties = NULL
+    p.properties_bytes = 0
+    if qos > 1:
+        return FAULT_QOS_2 if qos == 2 else FAULT_QOS_3
+    if qos == 0 and first_byte & PUBLISH_DUP:
+        return FAULT_DUP                    # [MQTT-3.3.1-2]
+    if size < 2:
+        return FAULT_TRUNCATED
+    p.topic = at
+    p.topic_bytes = be16(body)
+    if <size_t>(end - at) < p.topic_bytes:
+        return FAULT_TRUNCATED
+    at += p.topic_bytes
+    p.packet_id = 0
+    if qos:
+        if end - at < 2:
+            return FAULT_TRUNCATED
+        p.packet_id = be16(at)
+        if p.packet_id == 0:
+            return FAULT_PACKET_ID          # [MQTT-2.2.1-3]
+        at += 2
+    if connection.version == 5:
+        width = variable_integer(at, end - at, True, &length)
+        if width < 0:
+            return FAULT_LENGTH
+        if width == 0 or <size_t>(end - at) - width < length:
+            return FAULT_TRUNCATED
+        p.properties = at + width
+        p.properties_bytes = length
+        at += width + length
+    p.payload = at
+    p.payload_bytes = end - at
+    return FAULT_NONE
+
+
+cdef inline int publish(
+    MqttListener* listener, MqttConnection* connection, uint8_t first_byte, const uint8_t* body, size_t size,
+    int64_t time_ns,
+) noexcept nogil:
+    """Put one PUBLISH into the ring. STOP_NONE, STOP_ROOM or STOP_FAULT; on the last two nothing was taken."""
+    cdef Publish p
+    cdef HeaderSink sink
+    cdef const MqttRoute* route
+    cdef uint8_t wrong = publish_split(connection, first_byte, body, size, &p)
+    cdef uint64_t headers_bytes = 0
+    cdef uint64_t sequence
+    cdef uint8_t* to
+    cdef int wrong_properties
+    if wrong:
+        return fault(connection, wrong)
+    sink.to = NULL              # measure first
+    sink.count = 0
+    sink.size = 0
+    sink_flags(&sink, first_byte)
+    if p.properties_bytes:
+        wrong_properties = sink_properties(&sink, p.properties, p.properties_bytes)
+        if wrong_properties != PROPERTIES_OK:
+            return fault(connection, fault_of_properties(wrong_properties))
+    wrong = fault_of_topic(p.topic, p.topic_bytes)
+    if wrong:
+        return fault(connection, wrong)
+    if p.packet_id:
+        if connection.acks_count >= connection.inflight_max:
+            return fault(connection, FAULT_INFLIGHT)
+        if not acks_make_room(connection):
+            return fault(connection, FAULT_MEMORY)
+    route = route_find(listener.routes, p.topic, p.topic_bytes)
+    if route == NULL:
+        return unrouted(listener, connection, p.packet_id, p.topic, p.topic_bytes)
+    if sink.count:
+        headers_bytes = headers_count_bytes(sink.count) + sink.size
+    if p.topic_bytes + p.payload_bytes + headers_bytes > listener.record_bytes_max:
+        return fault(connection, FAULT_RECORD)
+    if listener.crowded:
+        return STOP_ROOM                    # others wait already
+    to = ring_put(listener.ring, route.partition, SLOT_WANTS_ACK if p.packet_id else 0, time_ns,
+                  <uint32_t>p.topic_bytes, <uint32_t>p.payload_bytes, <uint32_t>headers_bytes, &sequence)
+    if to == NULL:
+        return STOP_ROOM
+    memcpy(to, p.topic, p.topic_bytes)
+    memcpy(to + p.topic_bytes, p.payload, p.payload_bytes)
+    if sink.count:
+        sink.to = put_headers_count(to + p.topic_bytes + p.payload_bytes, sink.count)
+        sink_flags(&sink, first_byte)
+        sink_properties(&sink, p.properties, p.properties_bytes)
+    if p.packet_id:
+        acks_push(listener, connection, p.packet_id, route.partition, sequence, 0)
+    listener.records += 1
+    listener.bytes += p.payload_bytes
+    return STOP_NONE

@@ -1,0 +1,1 @@
+"""The commands of ``gateway``, one a module; each has an attribute ``command``."""

@@ -1,0 +1,51 @@
+"""``gateway export``: a camera's stream as a video file, as it was sent."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from gateway.commands.common import (
+    TIMES_ALLOWED,
+    command_with_examples,
+    data_options,
+    json_option,
+    print_json,
+    values_are_usage,
+)
+
+
+@command_with_examples(
+    "export",
+    """
+    gateway export gate-1 clip.mp4 --start "2026-11-23 08:00" --end "2026-11-23 08:05"
+    gateway export gate-1 clip.mp4 --start -10m
+    """,
+    context_settings=TIMES_ALLOWED,
+)
+@click.argument("stream")
+@click.argument("out", type=click.Path(path_type=Path, dir_okay=False))
+@click.option("--start", metavar="TIME", help="From this time on; the clip begins with the next key frame.")
+@click.option("--end", metavar="TIME", help="Up to this time (exclusive).")
+@json_option
+@data_options
+def command(stream: str, out: Path, start: str | None, end: str | None, as_json: bool, data: Path) -> None:
+    """Write the pictures of camera STREAM to OUT (.mp4), without encoding them again."""
+    import gateway
+
+    with values_are_usage():
+        report = gateway.open(data)[stream].export(out, start, end)
+    if as_json:
+        print_json(report_object(report))
+    else:
+        click.echo(f"{out}: {report}")
+
+
+def report_object(report: object) -> dict[str, object]:
+    """The report's fields."""
+    import dataclasses
+
+    assert dataclasses.is_dataclass(report)
+    assert not isinstance(report, type)
+    return dataclasses.asdict(report)

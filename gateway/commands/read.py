@@ -1,0 +1,123 @@
+"""``gateway read``: the records of a stream, on stdout."""
+
+from __future__ import annotations
+
+import itertools
+import re
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import click
+
+from gateway.commands import output
+from gateway.commands.common import TIMES_ALLOWED, command_with_examples, data_options, values_are_usage
+from gateway.errors import UsageError
+
+if TYPE_CHECKING:
+    from gateway import Record, Stream
+
+_OFFSETS = re.compile(r"(-?\d+)?:(-?\d+)?")
+
+
+@command_with_examples(
+    "read",
+    """
+    gateway read telemetry --start -10m
+    gateway read telemetry --start "2026-11-23 08:00" --end "2026-11-23 09:00" --json
+    gateway read telemetry --key 'plant/+/temperature' --csv > temperatures.csv
+    gateway read telemetry --offsets -10:
+    gateway read telemetry --follow --json | jq .value
+    """,
+    context_settings=TIMES_ALLOWED,
+)
+@click.argument("stream")
+@click.option("--start", metavar="TIME", help="From this time on (inclusive).")
+@click.option("--end", metavar="TIME", help="Up to this time (exclusive).")
+@click.option(
+    "--key", "keys", metavar="FILTER", multiple=True, help="Only keys that match (+ and # as in MQTT); repeatable."
+)
+@click.option(
+    "--offsets", metavar="A:B", help="From offset A up to, not including, B; negative ones count from the end."
+)
+@click.option("--limit", type=click.IntRange(min=1), help="Stop after so many records.")
+@click.option("--follow", is_flag=True, help="Go on with new records as they become durable. Alone: only new ones.")
+@click.option("--json", "shape", flag_value="json", help="One JSON object a line.")
+@click.option("--csv", "shape", flag_value="csv", help="CSV with a heading.")
+@data_options
+def command(
+    stream: str,
+    start: str | None,
+    end: str | None,
+    keys: tuple[str, ...],
+    offsets: str | None,
+    limit: int | None,
+    follow: bool,
+    shape: Literal["json", "csv"] | None,
+    data: Path,
+) -> None:
+    """Print the records of STREAM.
+
+    TIME is ISO 8601 text ("2026-11-23 08:00", in the site's zone unless it has one), "now", or
+    relative: -10m, -2h, -1d.
+    """
+    import gateway
+
+    if follow and end is not None:
+        raise UsageError("--follow never ends, so --end makes no sense with it.")
+    opened = gateway.open(data)[stream]
+    with values_are_usage():
+        records = _records(opened, start, end, list(keys) or None, offsets, follow)
+    _print(itertools.islice(records, limit) if limit else records, shape, flush_each=follow)
+
+
+def _records(
+    stream: Stream, start: str | None, end: str | None, keys: list[str] | None, offsets: str | None, follow: bool
+) -> Iterable[Record]:
+    span = parse_offsets(offsets, stream.log_start_offset, stream.durable_offset)
+    if not follow:
+        return stream.read(start=start, end=end, keys=keys, offsets=span)
+    return _following(stream, start, keys, span)
+
+
+def _following(
+    stream: Stream, start: str | None, keys: list[str] | None, span: tuple[int, int | None] | None
+) -> Iterable[Record]:
+    """What there is from the start on, if one was named, then what comes."""
+    end = stream.durable_offset
+    if start is None and span is None:
+        return stream.follow(end, keys=keys)
+    earlier = itertools.takewhile(lambda record: record.offset < end, stream.read(start=start, keys=keys, offsets=span))
+    if span is not None and span[1] is not None and span[1] <= end:
+        return earlier
+    until = span[1] if span is not None and span[1] is not None else sys.maxsize
+    later = itertools.takewhile(lambda record: record.offset < until, stream.follow(end, keys=keys))
+    return itertools.chain(earlier, later)
+
+
+def parse_offsets(text: str | None, first: int, end: int) -> tuple[int, int | None] | None:
+    """``A:B`` as a half-open range; either side may be left out, negative ones count from the durable end."""
+    if text is None:
+        return None
+    match = _OFFSETS.fullmatch(text.strip())
+    if match is None:
+        raise UsageError(f"--offsets {text!r} is not a range; write 100:200, 100: or -10: (the last ten).")
+    low = first if match[1] is None else int(match[1])
+    high = None if match[2] is None else int(match[2])
+    low = max(first, end + low) if low < 0 else low
+    high = max(first, end + high) if high is not None and high < 0 else high
+    if high is not None and high < low:
+        raise UsageError(f"--offsets {text!r} ends before it starts.")
+    return low, high
+
+
+def _print(records: Iterable[Record], shape: str | None, *, flush_each: bool) -> None:
+    formatter: output.Formatter = {"json": output.as_json, "csv": output.as_csv}.get(shape or "", output.as_text)
+    write = sys.stdout.write
+    if shape == "csv":
+        write(output.csv_line(output.CSV_COLUMNS))
+    for record in records:
+        write(formatter(record))
+        if flush_each:
+            sys.stdout.flush()

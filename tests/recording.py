@@ -1,0 +1,60 @@
+"""A writer on a temporary directory, with just enough of the engine around it to test what feeds it."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+
+from gateway_native import batch
+from gateway_native.ring import Ring
+from gateway_native.writer import Writer
+
+RING_BYTES = 2**20
+
+
+class Recording:
+    """Looks like an Engine to sources: `partition`, `ring`, `flush`. `records` reads back what is on disk."""
+
+    def __init__(self, directory: Path, *, ring_bytes: int = RING_BYTES, start: bool = True) -> None:
+        self.directory = directory
+        directory.mkdir(parents=True, exist_ok=True)
+        self.ring_bytes = ring_bytes
+        self.writer = Writer("pwrite", partitions_max=16)
+        self._partitions: dict[str, int] = {}
+        self._threads: list[threading.Thread] = []
+        if start:
+            self.start()
+
+    def start(self) -> None:
+        """Until then rings fill up and nothing becomes durable."""
+        for body in (self.writer.run_writer, self.writer.run_flusher):
+            thread = threading.Thread(target=body, daemon=True)
+            thread.start()
+            self._threads.append(thread)
+
+    def partition(self, stream: str) -> int:
+        if stream not in self._partitions:
+            self._partitions[stream] = self.writer.add_partition(str(self.directory / f"{stream}-0"), linger_ns=0)
+        return self._partitions[stream]
+
+    def ring(self, name: str) -> Ring:
+        return self.writer.ring(name, self.ring_bytes)
+
+    def flush(self) -> None:
+        assert self.writer.flush(10.0), "the writer did not take everything"
+
+    def records(self, stream: str) -> list[batch.Row]:
+        """Everything durable in a stream: (offset, timestamp_ms, key, value, headers)."""
+        self.flush()
+        rows: list[batch.Row] = []
+        for segment in sorted((self.directory / f"{stream}-0").glob("*.log")):
+            data = segment.read_bytes()
+            for found in batch.scan(data, 0)[0]:
+                rows += batch.decode(data, found[0])
+        return rows
+
+    def close(self) -> None:
+        self.writer.stop(abandon=not self._threads)
+        for thread in self._threads:
+            thread.join(10)
+            assert not thread.is_alive(), "the writer did not end"
