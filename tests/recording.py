@@ -17,6 +17,7 @@ class Recording:
 
     def __init__(self, directory: Path, *, ring_bytes: int = RING_BYTES, start: bool = True) -> None:
         self.directory = directory
+        directory.mkdir(parents=True, exist_ok=True)
         self.ring_bytes = ring_bytes
         self.writer = Writer("pwrite", partitions_max=16)
         self._partitions: dict[str, int] = {}
