@@ -102,7 +102,11 @@ class Camera:
         await self.pause()
 
     def statistics(self) -> dict[str, Any]:
-        """State and counters since the start; `lost` counts access units that found no room or were too large."""
+        """State and counters since the start; `lost` counts access units that found no room or were too large.
+
+        state: connecting, recording, stopped; or why it is not recording: unauthorized, not_found, refused,
+        unreachable, timeout, closed, unsupported, failed.
+        """
         recorder, assembler = self._recorder, self._assembler
         width, height = (assembler.size if assembler else None) or self._session_size
         return {
