@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -56,7 +57,7 @@ class Bench:
         before = len(self.recording.records("telemetry"))
         device = self.device()
         places = sorted({cut % (len(data) + 1) for cut in cuts} | {0, len(data)})
-        for start, end in zip(places, places[1:], strict=False):
+        for start, end in itertools.pairwise(places):
             device.send(data[start:end])
         records = [row[2:] for row in self.recording.records("telemetry")[before:]]
         self.listener.release()
@@ -90,7 +91,7 @@ def test_pieces_change_the_outcome(bench, packets, cuts):
     cuts=st.lists(st.integers(0, 10**6), max_size=5),
 )
 def test_damaged_packets(bench, packets, damage, cuts):
-    """Whatever is wrong with the bytes, only RemoteFault comes of it, memory stays bounded, and pieces do not matter."""
+    """Whatever is wrong with the bytes, only RemoteFault comes of it, memory stays bounded, pieces do not matter."""
     data = bytearray(b"".join(packets))
     for place, value in damage:
         data[place % len(data)] = value

@@ -53,7 +53,8 @@ def test_connect_properties():
     """Every property of CONNECT and of its will is understood."""
     props = [
         b"\x11\0\0\0\x0a", b"\x21\0\x14", b"\x27\0\0\x10\0", b"\x22\0\x05", b"\x19\1", b"\x17\0",
-        b"\x26" + text("a") + text("b"), b"\x26" + text("a") + text("c"), b"\x15" + text("m"), b"\x16" + binary(b"\xff"),
+        b"\x26" + text("a") + text("b"), b"\x26" + text("a") + text("c"), b"\x15" + text("m"),
+        b"\x16" + binary(b"\xff"),
     ]  # fmt: skip
     will = properties(b"\x18\0\0\0\x07", b"\x01\1", b"\x02\0\0\0\x3c", b"\x03" + text("ct"), b"\x08" + text("rt"),
                       b"\x09" + binary(b"cd"), b"\x26" + text("k") + text("v"))  # fmt: skip
