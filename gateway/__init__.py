@@ -1,16 +1,17 @@
-"""Gateway: sensors (MQTT) and cameras (RTSP) as durable, replayable event streams.
+"""Gateway: sensors (MQTT) and cameras (RTSP) into a durable event log on the local disk, and back.
 
-import gateway
+    import gateway
 
-log = gateway.open("/var/lib/gateway")
-for record in log["telemetry"].read(start="-10m", keys=["plant/+/temperature"]):
-    print(record.timestamp, record.key, record.value)
+    log = gateway.open("/var/lib/gateway")
+    for record in log["telemetry"].read(start="-10m", keys="plant/+/temperature"):
+        print(record.timestamp, record.key, record.value)
+
+Reading needs no running gateway and only read permission.
 """
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from gateway.errors import (
     ConfigError,
@@ -23,15 +24,17 @@ from gateway.errors import (
     StreamNotFound,
     UsageError,
 )
-from gateway.replay.log import Log, Stream
-from gateway.replay.records import Record, Records
 
 if TYPE_CHECKING:
+    from gateway.replay.export import ExportReport
     from gateway.replay.frames import Frame
+    from gateway.replay.log import Log, Stream, open  # noqa: A004  # gateway.open(…) reads as it should
+    from gateway.replay.records import Record, Records
 
 __all__ = [
     "ConfigError",
     "DamageError",
+    "ExportReport",
     "FormatError",
     "Frame",
     "GatewayError",
@@ -47,21 +50,22 @@ __all__ = [
     "open",
 ]
 
-__version__ = "0.1.0"
+# Imported when first used: commands and the gateway itself start without what only readers need.
+_LATE = {
+    "ExportReport": "gateway.replay.export",
+    "Frame": "gateway.replay.frames",
+    "Log": "gateway.replay.log",
+    "Record": "gateway.replay.records",
+    "Records": "gateway.replay.records",
+    "Stream": "gateway.replay.log",
+    "open": "gateway.replay.log",
+}
 
 
-def open(data: str | Path) -> Log:
-    """Open a data directory for reading: a running gateway's, a killed one's, or a copy.
+def __getattr__(name: str) -> Any:
+    module = _LATE.get(name)
+    if module is None:
+        raise AttributeError(f"module 'gateway' has no attribute {name!r}")
+    import importlib
 
-    Raises FormatError if it is none, or if a newer Gateway wrote it.
-    """
-    return Log(data)
-
-
-def __getattr__(name: str) -> object:
-    """`Frame` needs libraries that only reading pictures needs, so it is imported when it is asked for."""
-    if name == "Frame":
-        from gateway.replay.frames import Frame
-
-        return Frame
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(module), name)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -52,7 +53,7 @@ def command(stream: str, at: str, out: Path, max_age: str, as_json: bool, data: 
         click.echo(f"{out}: {width}x{height}, received {shown}, offset {frame.offset}{damage}")
 
 
-def write_picture(path: Path, pixels: object) -> None:
+def write_picture(path: Path, pixels: Any) -> None:
     """Encodes by the name's ending; replaces a file of that name only when the new one is whole."""
     import cv2
 

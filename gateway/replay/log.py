@@ -6,10 +6,10 @@ is durable is seen.
 
 from __future__ import annotations
 
-import time
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 from zoneinfo import ZoneInfo
 
 from gateway_native import batch
@@ -17,8 +17,7 @@ from gateway_native import batch
 from gateway import clock
 from gateway.errors import GatewayError, StreamNotFound
 from gateway.log.layout import list_partitions, read_meta
-from gateway.log.partition import OnDamage, PartitionReader
-from gateway.log.segment import Damage
+from gateway.log.partition import PartitionReader
 from gateway.replay.records import Record, Records, make_record, moment
 
 if TYPE_CHECKING:
@@ -98,6 +97,10 @@ class Stream:
         """Records that can be read now."""
         return max(0, self.durable_offset - self.log_start_offset)
 
+    def offset_at(self, when: Any) -> int:
+        """The first offset whose record is not earlier than that; the durable offset if there is none yet."""
+        return self.reader.offset_of_time(-(-self.instant_ns(when) // clock.NS_PER_MS))
+
     def describe(self) -> dict[str, Any]:
         """Offsets, number of records, bytes, segments, and the times of the oldest and the newest record."""
         limit = self.reader.limit()
@@ -120,15 +123,18 @@ class Stream:
         *,
         keys: Keys = None,
         offsets: tuple[int | None, int | None] | range | None = None,
-        on_damage: OnDamage | None = None,
+        damage: Literal["raise", "skip"] = "raise",
     ) -> Records:
         """The records of a half-open range that are durable when iteration begins, lazily and in bounded memory.
 
         start, end: times (ISO 8601 text, datetime, pandas or NumPy stamps, "-10m", "now"); without a zone the site's
-        is meant. offsets: ``(first, end)``, either may be None. keys: MQTT topic filters, of which one must match.
-        Damaged places raise DamageError when they are reached, unless `on_damage` is given, which is called with each,
-        and reading goes on behind it.
+        is meant. offsets: ``(first, end)``, either may be None. keys: text is an MQTT topic filter, bytes are an exact
+        key; one of several must match. At damage iterating raises DamageError; with "skip" it goes on behind it, and
+        `Records.damages` says what was passed over. Raises ValueError or TypeError for a time or filter that means
+        nothing.
         """
+        if damage not in ("raise", "skip"):
+            raise ValueError(f'damage is "raise" or "skip", not {damage!r}')
         first, stop = _span(offsets)
         selection = batch.Selection(
             offset_from=first,
@@ -137,25 +143,39 @@ class Stream:
             time_to=self._milliseconds(end),
             keys=keys,
         )
-        return Records(lambda: self.reader.chunks(selection, on_damage=on_damage), self.zone)
+        return Records(self.reader, selection, self.zone, skip_damage=damage == "skip")
 
-    def follow(self, offset: int | str = "end", *, keys: Keys = None, poll_s: float = POLL_S) -> Iterator[Record]:
-        """Records from `offset` on as they become durable, for ever; "end" begins with the next one, "start" with the
-        first that is there. Works beside the gateway that writes, in any process."""
-        position = {"end": self.durable_offset, "start": self.log_start_offset}.get(str(offset))
-        if position is None:
-            position = int(offset)
+    def follow(
+        self,
+        offset: int | Literal["start", "end"] = "end",
+        *,
+        keys: Keys = None,
+        poll_s: float = POLL_S,
+        stop: threading.Event | None = None,
+    ) -> Iterator[Record]:
+        """Records from `offset` on as they become durable: "end" begins with the next one, "start" with the oldest.
+
+        It blocks until more is durable, looking every `poll_s` seconds, and works beside the gateway that writes, in
+        any process. Ctrl-C interrupts it; `stop`, once set, ends the iteration.
+        """
+        bounds = {"start": self.log_start_offset, "end": self.durable_offset}
+        position = bounds[offset] if isinstance(offset, str) else offset
         key_filter = batch.KeyFilter(keys) if keys is not None else None
-        while True:
+        return self._follow(position, key_filter, poll_s, stop or threading.Event())
+
+    def _follow(
+        self, position: int, keys: batch.KeyFilter | None, poll_s: float, stop: threading.Event
+    ) -> Iterator[Record]:
+        while not stop.is_set():
             limit = self.reader.limit()
             if limit.offset > position:
-                selection = batch.Selection(offset_from=position, offset_to=limit.offset, keys=key_filter)
+                selection = batch.Selection(offset_from=position, offset_to=limit.offset, keys=keys)
                 for rows in self.reader.chunks(selection, limit):
                     for row in rows:
                         yield make_record(row, self.zone)
                 position = limit.offset
             else:
-                time.sleep(poll_s)
+                stop.wait(poll_s)
 
     def at(self, when: Any, *, max_age: str = "2s", camera: str | None = None) -> Frame:
         """The picture on screen at that instant: the newest one received at or before it.
@@ -220,4 +240,9 @@ def _span(offsets: tuple[int | None, int | None] | range | None) -> tuple[int | 
     return offsets if offsets is not None else (None, None)
 
 
-__all__ = ["Damage", "Keys", "Log", "Stream"]
+def open(data: str | Path) -> Log:  # noqa: A001  # gateway.open(…) reads as it should
+    """Open a data directory for reading: a running gateway's, a killed one's, or a copy; read permission is enough.
+
+    Raises FormatError if it is none, or if a newer Gateway wrote it.
+    """
+    return Log(data)

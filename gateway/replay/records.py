@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta, tzinfo
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from gateway_native.batch import Row
+    from gateway_native.batch import Row, Selection
+
+    from gateway.log.partition import PartitionReader
+    from gateway.log.segment import Damage
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
@@ -46,17 +49,32 @@ class Record:
         return None
 
 
-class Records:
-    """A range of a stream: iterate as often as you like, each time from its beginning, in bounded memory."""
+class Records(Iterable[Record]):
+    """The records of a range, read while one iterates; each iteration reads anew, up to what is durable by then.
 
-    def __init__(self, chunks: Callable[[], Iterator[list[Row]]], zone: tzinfo) -> None:
-        self._chunks = chunks
+    Memory stays bounded: one piece of the log (512 KiB, or one larger record) is decoded at a time. `damages` lists
+    what the last iteration passed over, with ``read(..., damage="skip")``.
+    """
+
+    def __init__(self, reader: PartitionReader, selection: Selection, zone: tzinfo, *, skip_damage: bool) -> None:
+        self._reader = reader
+        self._selection = selection
         self._zone = zone
+        self._skip_damage = skip_damage
+        self.damages: list[Damage] = []
 
     def __iter__(self) -> Iterator[Record]:
-        for rows in self._chunks():
-            for row in rows:
-                yield make_record(row, self._zone)
+        return (make_record(row, self._zone) for row in self.rows())
+
+    def rows(self) -> Iterator[Row]:
+        """The same as plain tuples (offset, timestamp_ms, key, value, headers): several times as fast."""
+        for rows in self.chunks():
+            yield from rows
+
+    def chunks(self) -> Iterator[list[Row]]:
+        """The same tuples in lists, as they were decoded: at most what 512 KiB of log, or one large batch, hold."""
+        self.damages = []
+        return self._reader.chunks(self._selection, on_damage=self.damages.append if self._skip_damage else None)
 
 
 def make_record(row: Row, zone: tzinfo) -> Record:
