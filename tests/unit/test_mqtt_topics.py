@@ -81,8 +81,11 @@ def test_good_text_refused(text):
 
 @pytest.mark.parametrize(
     "text",
-    [b"\0", b"\x80", b"\xc0\xaf", b"\xc1\xbf", b"\xe0\x9f\xbf", b"\xed\xa0\x80", b"\xf0\x8f\xbf\xbf",
-     b"\xf4\x90\x80\x80", b"\xf5\x80\x80\x80", b"\xff", b"\xc3", b"\xe2\x82", b"\xf0\x9f\x8c", b"\xc3(", b"\xe2(\xa1", b"\xf0\x28\x8c\xbc"],
+    [
+        b"\0", b"\x80", b"\xc0\xaf", b"\xc1\xbf", b"\xe0\x9f\xbf", b"\xed\xa0\x80", b"\xf0\x8f\xbf\xbf",
+        b"\xf4\x90\x80\x80", b"\xf5\x80\x80\x80", b"\xff", b"\xc3", b"\xe2\x82", b"\xf0\x9f\x8c", b"\xc3(",
+        b"\xe2(\xa1", b"\xf0\x28\x8c\xbc",
+    ],
 )  # fmt: skip
 def test_bad_text_accepted(text):
     """NUL, overlong forms, surrogates, cut sequences and bytes that never occur are found, wherever they stand."""
