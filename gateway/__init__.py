@@ -1,0 +1,71 @@
+"""Gateway: sensors (MQTT) and cameras (RTSP) into a durable event log on the local disk, and back.
+
+    import gateway
+
+    log = gateway.open("/var/lib/gateway")
+    for record in log["telemetry"].read(start="-10m", keys="plant/+/temperature"):
+        print(record.timestamp, record.key, record.value)
+
+Reading needs no running gateway and only read permission.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from gateway.errors import (
+    ConfigError,
+    DamageError,
+    FormatError,
+    GatewayError,
+    LockedError,
+    NoFrame,
+    SourceError,
+    StreamNotFound,
+    UsageError,
+)
+
+if TYPE_CHECKING:
+    from gateway.replay.export import ExportReport
+    from gateway.replay.frames import Frame
+    from gateway.replay.log import Log, Stream, open  # noqa: A004  # gateway.open(…) reads as it should
+    from gateway.replay.records import Record, Records
+
+__all__ = [
+    "ConfigError",
+    "DamageError",
+    "ExportReport",
+    "FormatError",
+    "Frame",
+    "GatewayError",
+    "LockedError",
+    "Log",
+    "NoFrame",
+    "Record",
+    "Records",
+    "SourceError",
+    "Stream",
+    "StreamNotFound",
+    "UsageError",
+    "open",
+]
+
+# Imported when first used: commands and the gateway itself start without what only readers need.
+_LATE = {
+    "ExportReport": "gateway.replay.export",
+    "Frame": "gateway.replay.frames",
+    "Log": "gateway.replay.log",
+    "Record": "gateway.replay.records",
+    "Records": "gateway.replay.records",
+    "Stream": "gateway.replay.log",
+    "open": "gateway.replay.log",
+}
+
+
+def __getattr__(name: str) -> Any:
+    module = _LATE.get(name)
+    if module is None:
+        raise AttributeError(f"module 'gateway' has no attribute {name!r}")
+    import importlib
+
+    return getattr(importlib.import_module(module), name)

@@ -25,7 +25,7 @@ HEALTH_INTERVAL_S = 5.0
 
 
 def source_configs(config: Config) -> dict[str, tuple[str, Any]]:
-    """Every configured source: its name, its kind, its part of the configuration. Names are unique (`config` checks)."""
+    """Every configured source: name, kind, its part of the configuration. `config` has seen to it that names differ."""
     return {
         **{name: ("mqtt.listener", model) for name, model in config.mqtt.listeners.items()},
         **{name: ("mqtt.subscriber", model) for name, model in config.mqtt.subscribers.items()},

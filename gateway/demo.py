@@ -116,7 +116,16 @@ async def record(directory: Path, seconds: float, timezone: str, log: IO[str]) -
             started_ns = realtime_ns()
             try:
                 sensors = await stack.enter_async_context(
-                    simulator("sensors", "--to", f"mqtt://127.0.0.1:{mqtt_port}", "--count", str(SENSORS), log=log)
+                    simulator(
+                        "sensors",
+                        "--to",
+                        f"mqtt://127.0.0.1:{mqtt_port}",
+                        "--count",
+                        str(SENSORS),
+                        "--qos",
+                        "1",
+                        log=log,
+                    )
                 )
                 await _show_until(app, seconds, ended)
                 # The sensors stop first and wait for their acknowledgements: the counts can then be compared.

@@ -36,7 +36,7 @@ _PLAIN = re.compile(r"[^\s\"'=\\]+")
 
 
 def configure(log_format: LogFormat = "text", *, stream: TextIO | None = None, level: int = logging.INFO) -> None:
-    """Sends what is logged under ``gateway`` to ``stream`` (default: stderr), and no longer where it went before."""
+    """Sends what is logged under ``gateway`` to ``stream`` (default: stderr), not to where an earlier call did."""
     root = logging.getLogger("gateway")
     for old in list(root.handlers):
         if isinstance(old, EventHandler):

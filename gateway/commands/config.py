@@ -82,8 +82,8 @@ def data_report(config: Config) -> dict[str, Any]:
 def limits_report(config: Config) -> dict[str, int]:
     """Every bound, and the memory that they add up to."""
     limits = config.limits
-    # One ring for the event loop that drives listeners and subscribers, one for each camera's thread.
-    rings = len(config.cameras) + bool(config.mqtt.listeners or config.mqtt.subscribers)
+    # A ring for each listener and each subscriber; the cameras share one.
+    rings = len(config.mqtt.listeners) + len(config.mqtt.subscribers) + bool(config.cameras)
     return {
         "max_streams": limits.max_streams,
         "record_bytes_max": limits.record_bytes_max,

@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import math
 import os
 import signal
 import sys
 import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, Literal
 
 import click
 
@@ -92,6 +93,82 @@ def camera(
 
 
 command.add_command(camera)
+
+
+@command_with_examples(
+    "sensors",
+    """
+    gateway simulate sensors
+    gateway simulate sensors --to mqtt://127.0.0.1:1883 --count 1000 --rate 5000 --qos 1
+    gateway simulate sensors --count 100000 --rate max --payload binary --seconds 30
+    """,
+)
+@click.option("--to", "url", default="mqtt://127.0.0.1:1883", show_default=True, help="A listener, or any broker.")
+@click.option("--count", type=click.IntRange(1, 10_000_000), default=100, show_default=True, help="Sensors.")
+@click.option("--rate", help="Messages per second of all together, or 'max'; default: one a second from each.")
+@click.option("--qos", type=click.IntRange(0, 1), default=0, show_default=True, help="Quality of service.")
+@click.option("--payload", type=click.Choice(["json", "binary"]), default="json", show_default=True, help="Its form.")
+@click.option("--connections", type=click.IntRange(1, 1_000), help="TCP connections that the sensors share.")
+@click.option("--topic", help="Pattern with {line}, {sensor}, {quantity}, {number}.")
+@click.option("--username", help="Who publishes …")
+@click.option("--password", envvar="GATEWAY_MQTT_PASSWORD", help="… and the password; or GATEWAY_MQTT_PASSWORD.")
+@_seconds_option
+@_json_option
+@_eof_option
+def sensors(
+    url: str,
+    count: int,
+    rate: str | None,
+    qos: int,
+    payload: Literal["json", "binary"],
+    connections: int | None,
+    topic: str | None,
+    username: str | None,
+    password: str | None,
+    seconds: float | None,
+    as_json: bool,
+    until_eof: bool,
+) -> None:
+    """Publish slowly changing readings over MQTT, as fast as the server takes them at most."""
+    from gateway.simulate.sensors import DEFAULT_TOPIC, SensorSimulator
+
+    async def play() -> None:
+        simulator = SensorSimulator(
+            url,
+            count=count,
+            rate=_rate(rate),
+            qos=qos,
+            payload=payload,
+            connections=connections,
+            topic=topic if topic is not None else DEFAULT_TOPIC,
+            username=username,
+            password=password if username is not None else None,
+        )
+        async with _until_told(seconds, until_eof) as told:
+            await simulator.start()
+            try:
+                _ready(as_json, {"to": url, "sensors": count}, f"{count:,} sensors publish to {url}.")
+                await told.wait()
+            finally:
+                await simulator.stop()
+        _done(as_json, simulator.statistics())
+
+    asyncio.run(play())
+
+
+command.add_command(sensors)
+
+
+def _rate(text: str | None) -> float | None:
+    if text is None or text == "max":
+        return None if text is None else math.inf
+    try:
+        rate = float(text)
+    except ValueError:
+        rate = math.nan
+    if not 0 < rate < math.inf:
+        raise UsageError(f"--rate {text!r} is not a number of messages per second; write for example 5000, or max.")
+    return rate
 
 
 def _size(text: str) -> tuple[int, int]:

@@ -51,7 +51,7 @@ class Engine:
         )
         self._partitions: dict[str, int] = {}
         self._recovered: dict[str, Recovered] = {}
-        self._rings: list[Ring] = []
+        self._rings: dict[str, Ring] = {}
         self._threads: list[threading.Thread] = []
         self._pid = os.getpid()
 
@@ -95,9 +95,19 @@ class Engine:
         return index
 
     def ring(self, name: str) -> Ring:
-        """A new ring for one producing thread (or for several that hold the GIL while they append)."""
-        ring = self.writer.ring(name, self.config.limits.ring_bytes)
-        self._rings.append(ring)
+        """The ring of that name, for one producing thread (or for several that hold the GIL while they append).
+
+        A source that was stopped and started again gets the ring it had. Raises ConfigError when there are too many.
+        """
+        if name in self._rings:
+            return self._rings[name]
+        try:
+            ring = self.writer.ring(name, self.config.limits.ring_bytes)
+        except ValueError as error:
+            raise ConfigError(
+                f"{error}. Let some listeners or subscribers share one address and one set of routes."
+            ) from error
+        self._rings[name] = ring
         return ring
 
     @property
@@ -140,8 +150,8 @@ class Engine:
             "filesystem": self.filesystem,
             "writer": self.writer.counters,
             "rings": {
-                ring.name: {**ring.counters, "used_bytes": ring.used, "capacity_bytes": ring.capacity}
-                for ring in self._rings
+                name: {**ring.counters, "used_bytes": ring.used, "capacity_bytes": ring.capacity}
+                for name, ring in self._rings.items()
             },
             "streams": {name: self.writer.partition_state(index) for name, index in self._partitions.items()},
         }

@@ -31,8 +31,8 @@ _STREAM_NAME = re.compile(r"[A-Za-z0-9._-]{1,249}")
 _PARTITION_NAME = re.compile(r"(?P<stream>[A-Za-z0-9._-]{1,249})-(?P<partition>0|[1-9][0-9]{0,8})")
 _SEGMENT_NAME = re.compile(r"(?P<base>[0-9]{20})\.log")
 
-# What a new data directory may already hold: a fresh file system's own directory, and our lock.
-_IGNORED_ENTRIES = {LOCK_FILE, "lost+found"}
+# What a new data directory may already hold: a fresh file system's own directory, our lock, the log of a demo.
+_IGNORED_ENTRIES = {LOCK_FILE, "lost+found", "gateway.log"}
 
 
 class Meta(NamedTuple):

@@ -13,7 +13,7 @@ from gateway.log.layout import LOCK_FILE
 
 PID_BYTES_MAX = 32
 
-# A fork copies the descriptor, and with it the lock: a child that lives on would keep the directory from the next writer.
+# A fork copies the descriptor, and the lock with it: a child that lives on would keep out the next writer.
 _held: weakref.WeakSet[DataLock] = weakref.WeakSet()
 
 

@@ -292,7 +292,7 @@ class PartitionReader:
         position, offset = self._start(segment, selection, end)
         wanted = CHUNK_BYTES
         while position < end:
-            data = segment.read(position, min(wanted, end - position))
+            data = _read(segment, position, min(wanted, end - position))
             try:
                 rows, passed, more, offset = batch.decode_chunk(data, 0, selection, expected_offset=offset)
                 if passed == 0:
@@ -300,16 +300,8 @@ class PartitionReader:
             except batch.UnsupportedBatch as error:
                 raise FormatError(f"{segment.path}, byte {position + error.position}: {error}.") from None
             except batch.BatchError as error:
-                position += error.position
-                if error.problem == batch.PROBLEM_ZEROS and segment.is_zero(position, end):
-                    return  # allocated, never written: a copy taken while the segment was being sealed
-                damage = WalkEnd(position, offset, error.problem, error.expected, error.found).damage(segment.path)
-                if on_damage is None:
-                    raise _damage_error(damage) from None
-                on_damage(damage)
-                following = segment.find_batch(position + 1, end, max(offset, 0), limit.offset)
-                position, offset = (end if following is None else following), -1
-                wanted = CHUNK_BYTES
+                stopped = WalkEnd(position + error.position, offset, error.problem, error.expected, error.found)
+                position, offset, wanted = _behind(segment, stopped, end, on_damage), -1, CHUNK_BYTES
                 continue
             if rows:
                 yield rows
@@ -319,10 +311,25 @@ class PartitionReader:
             wanted = min(max(more, CHUNK_BYTES), BATCH_BYTES_MAX)
 
 
-def _damage_error(damage: Damage) -> DamageError:
-    return DamageError(
-        f"{damage}. What follows can be read by passing over the damage; `gateway verify` lists every such place."
-    )
+def _read(segment: Segment, position: int, size: int) -> bytes:
+    try:
+        return segment.read(position, size)
+    except OSError as error:  # a bad sector; the file system says no more than that
+        raise DamageError(f"{segment.path} cannot be read at byte {position}: {error.strerror}.") from error
+
+
+def _behind(segment: Segment, stopped: WalkEnd, end: int, on_damage: OnDamage | None) -> int:
+    """Where to go on when no sound batch begins at `stopped`: the next one's position, or `end`."""
+    if stopped.problem == batch.PROBLEM_ZEROS and segment.is_zero(stopped.position, end):
+        return end  # allocated, never written: a copy taken while the segment was being sealed
+    damage = stopped.damage(segment.path)
+    if on_damage is None:
+        raise DamageError(
+            f"{damage}. What follows can be read by passing over the damage; `gateway verify` lists every such place."
+        )
+    on_damage(damage)
+    following = segment.find_batch(stopped.position + 1, end, max(stopped.next_offset, 0), _FOREVER)
+    return end if following is None else following
 
 
 def _check_room(wanted: int, available_here: int, available: int) -> None:

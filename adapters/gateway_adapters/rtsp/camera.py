@@ -13,10 +13,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-import weakref
 from typing import TYPE_CHECKING, Any
-
-from gateway_native.ring import Ring
 
 from gateway.clock import NS_PER_S
 from gateway.config import CameraConfig
@@ -27,24 +24,14 @@ from gateway_adapters.rtsp.pyav_session import PyavSession
 from gateway_adapters.rtsp.recorder import Recorder
 
 if TYPE_CHECKING:
-    from gateway.ingest.engine import Engine
     from gateway.ingest.source import SourceContext
 
 # How long `pause` waits for the thread. A healthy camera's ends with its next picture; one that is blocked in a silent
 # connection is left to its time-out, unable to record anything any more.
 PAUSE_TIMEOUT_S = 1.5
 
-# Ring.append holds the GIL throughout, so all camera threads of an engine can share one ring.
-_rings: weakref.WeakKeyDictionary[Engine, Ring] = weakref.WeakKeyDictionary()
-_rings_lock = threading.Lock()
-
-
-def _shared_ring(engine: Engine) -> Ring:
-    with _rings_lock:
-        ring = _rings.get(engine)
-        if ring is None:
-            ring = _rings[engine] = engine.ring("cameras")
-        return ring
+# Ring.append holds the GIL throughout, so all camera threads of a gateway can share one ring.
+RING = "cameras"
 
 
 def create(name: str, config: CameraConfig, context: SourceContext) -> Camera:
@@ -82,7 +69,7 @@ class Camera:
         self._recorder = Recorder(
             self.name,
             "",
-            ring=_shared_ring(engine),
+            ring=engine.ring(RING),
             partition=engine.partition(self._config.stream or self.name),
             record_bytes_max=self._context.config.limits.record_bytes_max,
             logger=self._logger,
@@ -98,10 +85,11 @@ class Camera:
         An access unit that is still arriving is not recorded.
         """
         self._stopping.set()
-        if self._thread is None:
+        thread, self._thread = self._thread, None  # waited for once only
+        if thread is None:
             return
-        await asyncio.to_thread(self._thread.join, PAUSE_TIMEOUT_S)
-        if self._thread.is_alive():
+        await asyncio.to_thread(thread.join, PAUSE_TIMEOUT_S)
+        if thread.is_alive():
             self._logger.info("camera is silent, its connection is left to time out", extra=self._fields())
         with self._taking:  # a record that was being put when the wait ended is in the ring now
             self._state = "stopped"
@@ -112,10 +100,13 @@ class Camera:
     async def stop(self) -> None:
         """End the thread, as `pause` does."""
         await self.pause()
-        self._thread = None
 
     def statistics(self) -> dict[str, Any]:
-        """State and counters since the start; `lost` counts access units that found no room or were too large."""
+        """State and counters since the start; `lost` counts access units that found no room or were too large.
+
+        state: connecting, recording, stopped; or why it is not recording: unauthorized, not_found, refused,
+        unreachable, timeout, closed, unsupported, failed.
+        """
         recorder, assembler = self._recorder, self._assembler
         width, height = (assembler.size if assembler else None) or self._session_size
         return {

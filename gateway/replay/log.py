@@ -1,0 +1,248 @@
+"""A data directory as analysts see it: streams, ranges of records, pictures. Nothing here writes.
+
+It works beside a running gateway, after one was killed, on a copied directory, and with read permission only. Only what
+is durable is seen.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+from zoneinfo import ZoneInfo
+
+from gateway_native import batch
+
+from gateway import clock
+from gateway.errors import GatewayError, StreamNotFound
+from gateway.log.layout import list_partitions, read_meta
+from gateway.log.partition import PartitionReader
+from gateway.replay.records import Record, Records, make_record, moment
+
+if TYPE_CHECKING:
+    from gateway.replay.export import ExportReport
+    from gateway.replay.frames import Frame
+
+# How often `follow` looks whether more has become durable.
+POLL_S = 0.05
+
+Keys = str | bytes | Iterable[str | bytes] | None
+
+
+class Log:
+    """A data directory, open for reading. `gateway.open` makes one."""
+
+    def __init__(self, data: str | Path) -> None:
+        """FormatError if it is no data directory, or one of a newer format."""
+        self.path = Path(data)
+        self.meta = read_meta(self.path)
+
+    def __repr__(self) -> str:
+        return f"<gateway.Log {str(self.path)!r}, {len(self.streams())} streams>"
+
+    @property
+    def timezone(self) -> ZoneInfo:
+        """The site's zone: times given without one are meant in it, and times shown are in it."""
+        return self.meta.zone
+
+    @property
+    def site(self) -> str:
+        """The site's name."""
+        return self.meta.site
+
+    def streams(self) -> list[str]:
+        """Names of the streams that are there now, sorted."""
+        try:
+            return sorted({found.stream for found in list_partitions(self.path)})
+        except OSError as error:
+            raise GatewayError(f"{self.path} cannot be read: {error.strerror or error}.") from error
+
+    def __iter__(self) -> Iterator[Stream]:
+        return (self[name] for name in self.streams())
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.streams()
+
+    def __getitem__(self, name: str) -> Stream:
+        """The stream of that name. StreamNotFound, which names those there are."""
+        found = [part for part in list_partitions(self.path) if part.stream == name]
+        if not found:
+            raise StreamNotFound(name, self.streams())
+        return Stream(name, found[0].path, self.timezone)
+
+
+class Stream:
+    """One stream, open for reading. It may be kept and asked again: it sees what becomes durable."""
+
+    def __init__(self, name: str, directory: Path, zone: ZoneInfo) -> None:
+        self.name = name
+        self.zone = zone
+        self.reader = PartitionReader(directory)
+
+    def __repr__(self) -> str:
+        return f"<gateway.Stream {self.name!r}, offsets {self.log_start_offset} to {self.durable_offset}>"
+
+    @property
+    def log_start_offset(self) -> int:
+        """The first offset that is there."""
+        return self.reader.log_start_offset
+
+    @property
+    def durable_offset(self) -> int:
+        """Everything below it is on disk and can be read."""
+        return self.reader.limit().offset
+
+    def __len__(self) -> int:
+        """Records that can be read now."""
+        return max(0, self.durable_offset - self.log_start_offset)
+
+    def offset_at(self, when: Any) -> int:
+        """The first offset whose record is not earlier than that; the durable offset if there is none yet."""
+        return self.reader.offset_of_time(-(-self.instant_ns(when) // clock.NS_PER_MS))
+
+    def describe(self) -> dict[str, Any]:
+        """Offsets, number of records, bytes, segments, and the times of the oldest and the newest record."""
+        limit = self.reader.limit()
+        start = self.log_start_offset
+        times = self.reader.time_range()
+        return {
+            "log_start_offset": start,
+            "durable_offset": limit.offset,
+            "records": max(0, limit.offset - start),
+            "bytes": self.reader.size_bytes(),
+            "segments": sum(base <= limit.segment_base for base in self.reader.segments()),
+            "oldest": moment(times.oldest, self.zone) if times else None,
+            "newest": moment(times.newest, self.zone) if times else None,
+        }
+
+    def read(
+        self,
+        start: Any = None,
+        end: Any = None,
+        *,
+        keys: Keys = None,
+        offsets: tuple[int | None, int | None] | range | None = None,
+        damage: Literal["raise", "skip"] = "raise",
+    ) -> Records:
+        """The records of a half-open range that are durable when iteration begins, lazily and in bounded memory.
+
+        start, end: times (ISO 8601 text, datetime, pandas or NumPy stamps, "-10m", "now"); without a zone the site's
+        is meant. offsets: ``(first, end)``, either may be None. keys: text is an MQTT topic filter, bytes are an exact
+        key; one of several must match. At damage iterating raises DamageError; with "skip" it goes on behind it, and
+        `Records.damages` says what was passed over. Raises ValueError or TypeError for a time or filter that means
+        nothing.
+        """
+        if damage not in ("raise", "skip"):
+            raise ValueError(f'damage is "raise" or "skip", not {damage!r}')
+        first, stop = _span(offsets)
+        selection = batch.Selection(
+            offset_from=first,
+            offset_to=stop,
+            time_from=self._milliseconds(start),
+            time_to=self._milliseconds(end),
+            keys=keys,
+        )
+        return Records(self.reader, selection, self.zone, skip_damage=damage == "skip")
+
+    def follow(
+        self,
+        offset: int | Literal["start", "end"] = "end",
+        *,
+        keys: Keys = None,
+        poll_s: float = POLL_S,
+        stop: threading.Event | None = None,
+    ) -> Iterator[Record]:
+        """Records from `offset` on as they become durable: "end" begins with the next one, "start" with the oldest.
+
+        It blocks until more is durable, looking every `poll_s` seconds, and works beside the gateway that writes, in
+        any process. Ctrl-C interrupts it; `stop`, once set, ends the iteration.
+        """
+        bounds = {"start": self.log_start_offset, "end": self.durable_offset}
+        position = bounds[offset] if isinstance(offset, str) else offset
+        key_filter = batch.KeyFilter(keys) if keys is not None else None
+        return self._follow(position, key_filter, poll_s, stop or threading.Event())
+
+    def _follow(
+        self, position: int, keys: batch.KeyFilter | None, poll_s: float, stop: threading.Event
+    ) -> Iterator[Record]:
+        while not stop.is_set():
+            limit = self.reader.limit()
+            if limit.offset > position:
+                selection = batch.Selection(offset_from=position, offset_to=limit.offset, keys=keys)
+                for rows in self.reader.chunks(selection, limit):
+                    for row in rows:
+                        yield make_record(row, self.zone)
+                position = limit.offset
+            else:
+                stop.wait(poll_s)
+
+    def at(self, when: Any, *, max_age: str = "2s", camera: str | None = None) -> Frame:
+        """The picture on screen at that instant: the newest one received at or before it.
+
+        NoFrame, which names its neighbours, if none is at most `max_age` old. camera: which, in a stream of several.
+        """
+        from gateway.replay import frames
+
+        return frames.at(self, self.instant_ns(when), clock.parse_duration(max_age), camera=camera)
+
+    def frames(
+        self,
+        start: Any = None,
+        end: Any = None,
+        *,
+        every: str | None = None,
+        keys_only: bool = False,
+        camera: str | None = None,
+    ) -> Iterator[Frame]:
+        """Decoded pictures of a half-open range; `every` thins them out, `keys_only` decodes key frames alone."""
+        from gateway.replay import frames
+
+        every_ns = clock.parse_duration(every) if every is not None else None
+        return frames.iterate(self, *self._range_ns(start, end), every_ns, keys_only, camera=camera)
+
+    def export(
+        self,
+        path: str | Path,
+        start: Any = None,
+        end: Any = None,
+        *,
+        overwrite: bool = False,
+        progress: Callable[[float], None] | None = None,
+        camera: str | None = None,
+    ) -> ExportReport:
+        """Write the pictures of a half-open range to an MP4 file, without transcoding; `progress` gets 0.0 to 1.0."""
+        from gateway.replay import export
+
+        return export.mp4(self, path, *self._range_ns(start, end), progress, camera=camera, overwrite=overwrite)
+
+    def instant_ns(self, when: Any) -> int:
+        """A time as ns since 1970-01-01 UTC; see `read` for what may be given."""
+        return clock.parse_time(when, self.zone)
+
+    def _range_ns(self, start: Any, end: Any) -> tuple[int, int]:
+        """A half-open range with both ends; what is left out is the stream's own."""
+        times = self.reader.time_range()
+        oldest, newest = (times.oldest, times.newest) if times else (0, 0)
+        start_ns = oldest * clock.NS_PER_MS if start is None else self.instant_ns(start)
+        return start_ns, (newest + 1) * clock.NS_PER_MS if end is None else self.instant_ns(end)
+
+    def _milliseconds(self, when: Any) -> int | None:
+        """Timestamps are whole milliseconds: a range from 0.5 ms on begins with the record of 1 ms."""
+        return None if when is None else -(-self.instant_ns(when) // clock.NS_PER_MS)
+
+
+def _span(offsets: tuple[int | None, int | None] | range | None) -> tuple[int | None, int | None]:
+    if isinstance(offsets, range):
+        if offsets.step != 1:
+            raise ValueError("a range of offsets has the step 1")
+        return offsets.start, offsets.stop
+    return offsets if offsets is not None else (None, None)
+
+
+def open(data: str | Path) -> Log:  # noqa: A001  # gateway.open(…) reads as it should
+    """Open a data directory for reading: a running gateway's, a killed one's, or a copy; read permission is enough.
+
+    Raises FormatError if it is none, or if a newer Gateway wrote it.
+    """
+    return Log(data)
