@@ -12,8 +12,11 @@ from gateway.commands.common import (
     data_options,
     json_option,
     print_json,
+    progress,
     values_are_usage,
 )
+
+PROGRESS_STEPS = 1_000
 
 
 @command_with_examples(
@@ -28,14 +31,33 @@ from gateway.commands.common import (
 @click.argument("out", type=click.Path(path_type=Path, dir_okay=False))
 @click.option("--start", metavar="TIME", help="From this time on; the clip begins with the next key frame.")
 @click.option("--end", metavar="TIME", help="Up to this time (exclusive).")
+@click.option("--camera", help="Which one, in a stream of several.")
+@click.option("--overwrite", is_flag=True, help="Replace OUT if it exists.")
 @json_option
 @data_options
-def command(stream: str, out: Path, start: str | None, end: str | None, as_json: bool, data: Path) -> None:
+def command(
+    stream: str,
+    out: Path,
+    start: str | None,
+    end: str | None,
+    camera: str | None,
+    overwrite: bool,
+    as_json: bool,
+    data: Path,
+) -> None:
     """Write the pictures of camera STREAM to OUT (.mp4), without encoding them again."""
     import gateway
 
-    with values_are_usage():
-        report = gateway.open(data)[stream].export(out, start, end)
+    opened = gateway.open(data)[stream]
+    with values_are_usage(), progress("Exporting") as step:
+        report = opened.export(
+            out,
+            start,
+            end,
+            camera=camera,
+            overwrite=overwrite,
+            progress=lambda done: step(int(done * PROGRESS_STEPS), PROGRESS_STEPS),
+        )
     if as_json:
         print_json(report_object(report))
     else:
