@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from gateway_adapters.rtsp.access_units import AccessUnit
 from gateway_adapters.rtsp.recorder import Recorder
+
 from tests.support.recording import Recording
 
 T0 = 1_790_000_000_000_000_000
