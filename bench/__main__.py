@@ -18,7 +18,9 @@ MODULES = {
 
 def main() -> int:
     parser = argparse.ArgumentParser(
-        prog="python -m bench", description=__doc__, epilog="\n".join(f"{name}: {what}" for name, what in MODULES.items())
+        prog="python -m bench",
+        description=__doc__,
+        epilog="\n".join(f"{name}: {what}" for name, what in MODULES.items()),
     )
     parser.add_argument("names", nargs="*", choices=[*MODULES, []], help="which; default: all")
     parser.add_argument("--rounds", type=int, default=5, help="rounds, of which the median counts")

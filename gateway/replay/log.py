@@ -177,14 +177,16 @@ class Stream:
             else:
                 stop.wait(poll_s)
 
-    def at(self, when: Any, *, max_age: str = "2s", camera: str | None = None) -> Frame:
+    def at(self, when: Any, *, max_age: str = "2s", nearest_key: bool = False, camera: str | None = None) -> Frame:
         """The picture on screen at that instant: the newest one received at or before it.
 
-        NoFrame, which names its neighbours, if none is at most `max_age` old. camera: which, in a stream of several.
+        NoFrame, which names its neighbours, if none is at most `max_age` old. nearest_key: the key frame before will
+        do, which saves decoding. camera: which, in a stream of several.
         """
         from gateway.replay import frames
 
-        return frames.at(self, self.instant_ns(when), clock.parse_duration(max_age), camera=camera)
+        max_age_ns = clock.parse_duration(max_age)
+        return frames.at(self, self.instant_ns(when), max_age_ns, nearest_key=nearest_key, camera=camera)
 
     def frames(
         self,
