@@ -1,4 +1,4 @@
-"""`python -m bench [NAME …] [--json] [--rounds N]`: run the measurements; those without their peer are skipped by name."""
+"""`python -m bench [NAME …] [--json] [--rounds N]`: measure; what has no peer here is skipped by name."""
 
 from __future__ import annotations
 

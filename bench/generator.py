@@ -1,7 +1,7 @@
 """A process that publishes with QoS 0: `python -m bench.generator PORT SECONDS [RATE]`. Prints how many it sent.
 
-Without a rate it sends as fast as the other side takes them. Packets are encoded beforehand and sent in large blocks, so
-that little of the machine is spent here.
+Without a rate it sends as fast as the other side takes them. Packets are encoded beforehand and sent in large blocks,
+so that little of the machine is spent here.
 """
 
 from __future__ import annotations

@@ -201,7 +201,7 @@ class Stream:
         from gateway.replay import frames
 
         every_ns = clock.parse_duration(every) if every is not None else None
-        return frames.iterate(self, *self._range_ns(start, end), every_ns, keys_only, camera=camera)
+        return frames.iterate(self, self._ns(start), self._ns(end), every_ns, keys_only, camera=camera)
 
     def export(
         self,
@@ -216,18 +216,14 @@ class Stream:
         """Write the pictures of a half-open range to an MP4 file, without transcoding; `progress` gets 0.0 to 1.0."""
         from gateway.replay import export
 
-        return export.mp4(self, path, *self._range_ns(start, end), progress, camera=camera, overwrite=overwrite)
+        return export.mp4(self, path, self._ns(start), self._ns(end), progress, camera=camera, overwrite=overwrite)
 
     def instant_ns(self, when: Any) -> int:
         """A time as ns since 1970-01-01 UTC; see `read` for what may be given."""
         return clock.parse_time(when, self.zone)
 
-    def _range_ns(self, start: Any, end: Any) -> tuple[int, int]:
-        """A half-open range with both ends; what is left out is the stream's own."""
-        times = self.reader.time_range()
-        oldest, newest = (times.oldest, times.newest) if times else (0, 0)
-        start_ns = oldest * clock.NS_PER_MS if start is None else self.instant_ns(start)
-        return start_ns, (newest + 1) * clock.NS_PER_MS if end is None else self.instant_ns(end)
+    def _ns(self, when: Any) -> int | None:
+        return None if when is None else self.instant_ns(when)
 
     def _milliseconds(self, when: Any) -> int | None:
         """Timestamps are whole milliseconds: a range from 0.5 ms on begins with the record of 1 ms."""

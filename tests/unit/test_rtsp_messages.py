@@ -70,15 +70,8 @@ def test_digest_accepts_the_right_answer_only() -> None:
     def md5(text: str) -> str:
         return hashlib.md5(text.encode(), usedforsecurity=False).hexdigest()
 
-<<<<<<< HEAD
-    def answer(secret: str = "p:w\"'", nonce: str = "n1", method: str = "PLAY", uri: str = "rtsp://h/cam") -> Request:  # noqa: S107
-        ha1, ha2 = md5(f"viewer:{digest.realm}:{secret}"), md5(f"{method}:{uri}")
-=======
-    def answer(
-        known: str = "p:w\"'", nonce: str = "n1", method: str = "PLAY", uri: str = "rtsp://h/cam"
-    ) -> Request:
+    def answer(known: str = "p:w\"'", nonce: str = "n1", method: str = "PLAY", uri: str = "rtsp://h/cam") -> Request:
         ha1, ha2 = md5(f"viewer:{digest.realm}:{known}"), md5(f"{method}:{uri}")
->>>>>>> camera
         response = md5(f"{ha1}:{nonce}:{ha2}")
         value = f'Digest username="viewer", realm="{digest.realm}", nonce="{nonce}", uri="{uri}", response="{response}"'
         return Request("PLAY", "rtsp://h/cam", {"authorization": value})
