@@ -1,6 +1,7 @@
 """Record batches, version 2, as Kafka stores them: build, parse, check. The format is in gateway/log/FORMAT.md.
 
-Source: Apache Kafka, clients/src/main/java/org/apache/kafka/common/record/DefaultRecordBatch.java and DefaultRecord.java.
+Source: Apache Kafka, clients/src/main/java/org/apache/kafka/common/record/DefaultRecordBatch.java and
+DefaultRecord.java.
 """
 
 from collections.abc import Iterable, Sequence
@@ -127,11 +128,12 @@ def decode_chunk(
 ) -> tuple[list[Row], int, int, int]:
     """The selected records of all whole batches from `position` on.
 
-    Base offsets must go on from `expected_offset` without gaps; -1 takes the first as it is. The CRC-32C of a batch is
-    checked when a record of it may be selected. Returns the records, the position after the last batch, `wanted`, and
-    the offset after the last batch (`expected_offset` if there was none). `wanted` is 0: go on reading at that position; above 0: the next batch (or its header) needs that many bytes;
-    -1: nothing later in this segment is selected. Raises as `decode`, but only after everything before the damage has
-    been returned: the call that starts at the damaged batch raises.
+    Base offsets must go on from `expected_offset` without gaps; -1 takes the first as it is. The CRC-32C of a batch
+    is checked when a record of it may be selected. Returns the records, the position after the last batch, `wanted`,
+    and the offset after the last batch (`expected_offset` if there was none). `wanted` is 0: go on reading at that
+    position; above 0: the next batch (or its header) needs that many bytes; -1: nothing later in this segment is
+    selected. Raises as `decode`, but only after everything before the damage has been returned: the call that starts
+    at the damaged batch raises.
     """
 
 def scan(
@@ -145,16 +147,16 @@ def scan(
 ) -> tuple[list[Batch], int, int, int, int]:
     """Walk whole batches from `position` until the buffer ends or one is bad. The GIL is released.
 
-    Checked: length, magic, leader epoch 0, base offset (from `expected_offset` on without gaps; -1 takes the first as it
-    is), record count, CRC-32C, and with `check_records` every record. Returns the batches, the position after the last
-    good one, PROBLEM_* there (PROBLEM_NONE: the buffer's end; PROBLEM_SHORT: it ends inside a batch, of which `expected`
-    bytes are wanted), and what was expected and found: PROBLEM_TEXTS[problem].format(expected=…, found=…) is a sentence.
-    All positions returned have `origin` added: where the buffer begins in its file.
+    Checked: length, magic, leader epoch 0, base offset (from `expected_offset` on without gaps; -1 takes the first as
+    it is), record count, CRC-32C, and with `check_records` every record. Returns the batches, the position after the
+    last good one, PROBLEM_* there (PROBLEM_NONE: the buffer's end; PROBLEM_SHORT: it ends inside a batch, of which
+    `expected` bytes are wanted), and what was expected and found: PROBLEM_TEXTS[problem].format(expected=…, found=…)
+    is a sentence. All positions returned have `origin` added: where the buffer begins in its file.
     """
 
 def find(buffer: Buffer, position: int, offset_min: int, offset_max: int) -> tuple[int, int]:
     """The next sound batch at or after `position` whose offsets lie in [offset_min, offset_max): the way past damage.
 
-    Every byte is tried. Returns where it stopped and how many bytes are wanted there: 0, a sound batch begins here; more
-    than the buffer holds from there, look again from that position with so many bytes. The GIL is released.
+    Every byte is tried. Returns where it stopped and how many bytes are wanted there: 0, a sound batch begins here;
+    more than the buffer holds from there, look again from that position with so many bytes. The GIL is released.
     """

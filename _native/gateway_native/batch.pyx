@@ -21,6 +21,10 @@ crc32c_init()
 
 assert BATCH_HEADER_BYTES == 61 and AT_CRC == 17 and AT_ATTRIBUTES == 21
 
+Buffer = bytes | bytearray | memoryview
+Row = tuple[int, int, bytes | None, bytes | None, tuple[tuple[str, bytes], ...]]
+Batch = tuple[int, int, int, int, int, int, int]
+
 HEADER_BYTES = BATCH_HEADER_BYTES
 LENGTH_PREFIX_BYTES = BATCH_LENGTH_PREFIX_BYTES
 MAGIC = BATCH_MAGIC

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from gateway_native import batch, watermark
 
-from gateway.log.index import NO_TIMESTAMP, IndexBuilder
+from gateway.log.index import INDEX_ENTRY_BYTES, NO_TIMESTAMP, TIME_ENTRY_BYTES, IndexBuilder
 from gateway.log.layout import (
     CUT_SUFFIX,
     INDEX_SUFFIX,
@@ -128,8 +128,11 @@ class _Recovery:
         if not self.bases:
             if durable == 0:
                 return Recovered(epoch=epoch)
-            return self._state(epoch, self._begin_segment(durable), lost=0, cut=None)
-        walked = self._walk_all()
+            return self._state(epoch, self._begin_segment(durable), lost=durable, cut=None)
+        first = max(sum(base <= self.mark.segment_base for base in self.bases) - 1, 0) if self.mark else 0
+        for base in self.bases[:first]:
+            self._complete(base)
+        walked = self._walk_all(self.bases[first:])
         last = walked[-1]
         cut = self._cut(last)
         for segment in walked:
@@ -167,12 +170,8 @@ class _Recovery:
 
     # -- walking -------------------------------------------------------------------------------------------------------
 
-    def _walk_all(self) -> list[_Walked]:
+    def _walk_all(self, bases: list[int]) -> list[_Walked]:
         """Walk the segment that the watermark points into and all later ones; set aside what cannot stay."""
-        first = 0
-        if self.mark:
-            first = max(sum(base <= self.mark.segment_base for base in self.bases) - 1, 0)
-        bases = self.bases[first:]
         self.total_bytes = sum((self.directory / segment_name(base)).stat().st_size for base in bases)
         walked: list[_Walked] = []
         for number, base in enumerate(bases):
@@ -218,8 +217,9 @@ class _Recovery:
                     break
                 self.damages.append(end.damage(segment.path))
                 position, offset = self._behind(segment, end, trusted_end)
-                if position is None and trusted_end == size:
-                    found.position = size  # damaged to its end, and acknowledged: nothing is cut
+                # What was passed over was acknowledged, so it is not cut: not even when nothing sound follows.
+                found.position = trusted_end if position is None else position
+                found.next_offset = offset
         return found
 
     @staticmethod
@@ -257,6 +257,14 @@ class _Recovery:
         self.done_bytes += size
         if self.progress is not None:
             self.progress(self.done_bytes, self.total_bytes)
+
+    def _complete(self, base: int) -> None:
+        """Rebuild the indexes of a sealed segment if one is missing or torn; its log is not looked at otherwise."""
+        for suffix, entry_bytes in ((INDEX_SUFFIX, INDEX_ENTRY_BYTES), (TIME_SUFFIX, TIME_ENTRY_BYTES)):
+            path = self.directory / segment_name(base, suffix)
+            if not path.exists() or path.stat().st_size % entry_bytes:
+                self._write_indexes(self._walk(base), sealed=True)
+                return
 
     # -- writing -------------------------------------------------------------------------------------------------------
 

@@ -89,6 +89,8 @@ def mp4(
     (and on disk); an existing one is replaced only with `overwrite`. Raises NoFrame when the range holds no picture,
     GatewayError when the file cannot be written or the camera changes its codec within the range.
     """
+    import av.error
+
     target = Path(path)
     _check_target(target, overwrite)
     pictures = Pictures(stream, camera)
@@ -104,7 +106,7 @@ def mp4(
             with contextlib.suppress(FileNotFoundError):
                 partial.unlink()
             raise
-    except OSError as error:
+    except (OSError, av.error.FFmpegError) as error:
         raise GatewayError(f"The clip {target} cannot be written: {error.strerror or error}.") from error
     return clip.report(target, begins)
 
