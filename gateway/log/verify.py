@@ -34,7 +34,6 @@ DAMAGES_MAX = 10_000
 
 _ENTRIES_READ = 4096  # index entries read at a time
 _REBUILD = "delete the file while the gateway is stopped, and the next start rebuilds it"
-_FOREVER = 2**63 - 1
 
 
 @dataclass(slots=True)
@@ -156,6 +155,8 @@ class _PartitionCheck:
         """Walk one segment with its indexes beside it; returns the offset at which the next one begins."""
         sealed = segment.base_offset != limit.segment_base
         end = segment.size if sealed else limit.position
+        later = [base for base in list_segments(self.directory) if base > segment.base_offset]
+        offset_max = min([limit.offset, *later])
         indexes = _IndexCheck(
             self.directory, segment.base_offset, self.report, durable_offset=limit.offset, sealed=sealed
         )
@@ -167,7 +168,7 @@ class _PartitionCheck:
                 if stopped.clean:
                     break
                 self.report.add(self._damage(segment, stopped, end))
-                following = segment.find_batch(stopped.position + 1, end, offset, _FOREVER)
+                following = segment.find_batch(stopped.position + 1, end, offset, offset_max)
                 position = end if following is None else following
                 self.advance(position - stopped.position)
                 header = segment.header(position) if following is not None else None
