@@ -60,20 +60,19 @@ def free_port() -> int:
         return port
 
 
-def check_directory(directory: Path) -> None:
-    """The demo appends to its own directory, never to a real site's. Raises GatewayError."""
-    try:
-        meta = json.loads((directory / "meta.json").read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        if directory.is_dir() and any(directory.iterdir()):
-            raise GatewayError(f"{directory} holds other things; name an empty or new directory with --data.") from None
-        return
-    except (OSError, ValueError) as error:
-        raise GatewayError(
-            f"{directory}/meta.json cannot be read ({error}); name another directory with --data."
-        ) from None
-    if not isinstance(meta, dict) or meta.get("site") != SITE:
-        raise GatewayError(f"{directory} holds the data of a real site; name another directory with --data.")
+def claim_directory(directory: Path, timezone: str) -> None:
+    """Makes it the demo's data directory, or takes over that of an earlier demo; never a real site's.
+
+    Raises GatewayError, FormatError or LockedError when it is something else or in use.
+    """
+    from gateway.log.layout import META_FILE, prepare, read_meta
+    from gateway.log.lock import DataLock
+
+    directory.mkdir(parents=True, exist_ok=True)
+    with DataLock(directory):
+        if (directory / META_FILE).exists() and read_meta(directory).site != SITE:
+            raise GatewayError(f"{directory} holds the data of a real site; name another directory with --data.")
+        prepare(directory, SITE, timezone)
 
 
 def make_config(directory: Path, mqtt_port: int, camera_urls: dict[str, str], timezone: str) -> Config:
@@ -300,12 +299,11 @@ async def _show_until(app: App, seconds: float, ended: asyncio.Event) -> None:
 
 
 def run_recording(directory: Path, seconds: float, timezone: str) -> Outcome:
-    """Records into the directory; the gateway's own log goes to ``gateway.log`` in it."""
+    """Records into the directory, which is claimed; the gateway's own log goes to ``gateway.log`` in it."""
     import uvloop
 
     from gateway import logs
 
-    directory.mkdir(parents=True, exist_ok=True)
     with (directory / "gateway.log").open("a", encoding="utf-8") as log:
         logs.configure("text", stream=log)
         try:

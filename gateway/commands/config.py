@@ -9,6 +9,7 @@ import click
 
 from gateway.clock import format_duration, format_size
 from gateway.commands.common import DEFAULT_CONFIG, command_with_examples, json_option, print_json, print_table, say
+from gateway.errors import ConfigError
 
 if TYPE_CHECKING:
     from gateway.config import Config
@@ -38,7 +39,7 @@ def check(path: Path, as_json: bool) -> None:
     report = {
         "file": str(path),
         "site": {"name": config.site.name, "timezone": config.site.timezone},
-        "data": data_report(config.data, config.disk.append),
+        "data": data_report(config),
         "sources": [_source(name, source) for name, source in config.sources().items()],
         "streams": {name: _stream(config, name) for name in _stream_names(config)},
         "limits": limits_report(config),
@@ -54,19 +55,26 @@ def check(path: Path, as_json: bool) -> None:
 command.add_command(check)
 
 
-def data_report(directory: Path, append: str) -> dict[str, Any]:
+def data_report(config: Config) -> dict[str, Any]:
     """The file system that will hold the data, how it is written, and what is free on it."""
     import shutil
 
     from gateway_native.storage import filesystem
 
+    directory = config.data
     existing = next((parent for parent in (directory, *directory.parents) if parent.is_dir()), Path("/"))
-    kind, _ = filesystem(str(existing))
+    kind, preallocation_holds = filesystem(str(existing))
+    if config.disk.append == "mapped" and not preallocation_holds:
+        raise ConfigError(
+            f'disk.append: "mapped" needs preallocated blocks that stay, which {kind} (of {existing}) does not '
+            'promise; use "pwrite".'
+        )
     return {
         "directory": str(directory),
         "exists": directory.is_dir(),
         "filesystem": kind,
-        "storage": append,
+        "append": config.disk.append,
+        "preallocation_holds": preallocation_holds,
         "free_bytes": shutil.disk_usage(existing).free,
     }
 
@@ -119,7 +127,7 @@ def _print(report: dict[str, Any]) -> None:
     new = "" if data["exists"] else ", not there yet"
     click.echo(f"site      {report['site']['name']}, {report['site']['timezone']}")
     click.echo(
-        f"data      {data['directory']} on {data['filesystem']}, written by {data['storage']}, "
+        f"data      {data['directory']} on {data['filesystem']}, append by {data['append']}, "
         f"{format_size(data['free_bytes'])} free{new}"
     )
     click.echo(

@@ -45,12 +45,13 @@ def command(seconds: float, directory: Path) -> int:
     from gateway import demo
     from gateway.commands.init import local_timezone
 
-    demo.check_directory(directory)
+    timezone = local_timezone()
+    demo.claim_directory(directory, timezone)
     click.echo(
         f"Recording {demo.SENSORS:,} sensors (MQTT) and {len(demo.CAMERAS)} cameras (RTSP) into {directory} "
         f"for {seconds:.0f} s ..."
     )
-    outcome = demo.run_recording(directory, seconds, local_timezone())
+    outcome = demo.run_recording(directory, seconds, timezone)
     if outcome.interrupted:
         click.echo("Ended early.")
     is_complete = _replay(directory, outcome)

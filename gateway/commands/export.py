@@ -12,6 +12,7 @@ from gateway.commands.common import (
     data_options,
     json_option,
     print_json,
+    progress,
     values_are_usage,
 )
 
@@ -26,16 +27,34 @@ from gateway.commands.common import (
 )
 @click.argument("stream")
 @click.argument("out", type=click.Path(path_type=Path, dir_okay=False))
-@click.option("--start", metavar="TIME", help="From this time on; the clip begins with the next key frame.")
+@click.option("--start", metavar="TIME", help="From this time on; the clip begins with the key frame before it.")
 @click.option("--end", metavar="TIME", help="Up to this time (exclusive).")
+@click.option("--camera", help="Which, in a stream of several cameras.")
+@click.option("--overwrite", is_flag=True, help="Replace OUT if it is there.")
 @json_option
 @data_options
-def command(stream: str, out: Path, start: str | None, end: str | None, as_json: bool, data: Path) -> None:
+def command(
+    stream: str,
+    out: Path,
+    start: str | None,
+    end: str | None,
+    camera: str | None,
+    overwrite: bool,
+    as_json: bool,
+    data: Path,
+) -> None:
     """Write the pictures of camera STREAM to OUT (.mp4), without encoding them again."""
     import gateway
 
-    with values_are_usage():
-        report = gateway.open(data)[stream].export(out, start, end)
+    with values_are_usage(), progress(f"Writing {out.name}") as step:
+        report = gateway.open(data)[stream].export(
+            out,
+            start,
+            end,
+            camera=camera,
+            overwrite=overwrite,
+            progress=lambda done: step(round(done * 1_000), 1_000),
+        )
     if as_json:
         print_json(report_object(report))
     else:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -16,6 +16,10 @@ from gateway.commands.common import (
     values_are_usage,
 )
 from gateway.errors import GatewayError, UsageError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 _FORMATS = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
 
@@ -53,7 +57,7 @@ def command(stream: str, at: str, out: Path, max_age: str, as_json: bool, data: 
         click.echo(f"{out}: {width}x{height}, received {shown}, offset {frame.offset}{damage}")
 
 
-def write_picture(path: Path, pixels: Any) -> None:
+def write_picture(path: Path, pixels: NDArray[np.uint8]) -> None:
     """Encodes by the name's ending; replaces a file of that name only when the new one is whole."""
     import cv2
 

@@ -89,6 +89,8 @@ def mp4(
     (and on disk); an existing one is replaced only with `overwrite`. Raises NoFrame when the range holds no picture,
     GatewayError when the file cannot be written or the camera changes its codec within the range.
     """
+    import av.error
+
     target = Path(path)
     _check_target(target, overwrite)
     pictures = Pictures(stream, camera)
@@ -104,7 +106,7 @@ def mp4(
             with contextlib.suppress(FileNotFoundError):
                 partial.unlink()
             raise
-    except OSError as error:
+    except (OSError, av.error.FFmpegError) as error:
         raise GatewayError(f"The clip {target} cannot be written: {error.strerror or error}.") from error
     return clip.report(target, begins)
 
@@ -113,7 +115,7 @@ def _check_target(target: Path, overwrite: bool) -> None:
     if target.is_dir():
         raise GatewayError(f"{target} is a directory; name the file to write, for example {target / 'clip.mp4'}.")
     if target.exists() and not overwrite:
-        raise GatewayError(f"{target} exists already; choose another name, or say that it may be overwritten.")
+        raise GatewayError(f"{target} exists already; choose another name, or overwrite it (--overwrite; overwrite=True).")
     if not target.parent.is_dir():
         raise GatewayError(f"The directory {target.parent} does not exist; create it first.")
 

@@ -77,7 +77,8 @@ def with_decode_times(placed: Iterator[Placed]) -> Iterator[Placed]:
     """The same access units with decode times and durations, a few later.
 
     A decode time is the earliest presentation time still to come, so it never exceeds its own; several that would be
-    equal are spread evenly behind their predecessor. Without reordered pictures it is the presentation time itself.
+    equal are spread evenly behind their predecessor. Without reordered pictures it is the presentation time itself. A
+    camera's stamp that allows no such order (two equal ones, a picture far too late) gives way to its decode time.
     """
     window: deque[Placed] = deque()
     last_dts = -1
@@ -101,6 +102,7 @@ def _set_decode_time(window: deque[Placed], last_dts: int) -> int:
             waiting = index + 1
     first = window[0]
     first.dts = max(last_dts + 1, last_dts + (earliest - last_dts) // waiting)
+    first.pts = max(first.pts, first.dts)
     return first.dts
 
 

@@ -18,7 +18,7 @@ from typing import Protocol
 
 from gateway import nal
 from gateway.errors import SourceError
-from gateway.simulate.picture import Encoder, Picture
+from gateway.simulate.picture import Encoder, Picture, check_size
 from gateway.simulate.rtp import CLOCK_HZ, packetize
 
 _log = logging.getLogger(__name__)
@@ -95,9 +95,10 @@ class LiveFeed:
         bit_rate: int = 0,
         zone: tzinfo = UTC,
     ) -> None:
-        """fps: 1 to 60. gop_s: seconds between key frames. bit_rate: bits per second, 0 for one that suits the size."""
-        if not 1 <= fps <= 60:
-            raise ValueError(f"{fps} frames per second cannot be simulated: 1 to 60")
+        """fps: 1 to 120. gop_s: seconds between key frames. bit_rate: bits per second, 0: one that suits the size."""
+        if not 1 <= fps <= 120:
+            raise ValueError(f"{fps} frames per second cannot be simulated: 1 to 120")
+        check_size(width, height)
         self.name = name
         self.fps: float = fps
         self._size = (width, height)

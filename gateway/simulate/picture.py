@@ -31,6 +31,12 @@ def _libraries() -> tuple[Any, Any]:
     return cv2, np
 
 
+def check_size(width: int, height: int) -> None:
+    """Raises ValueError for a size in pixels that cannot be drawn and encoded."""
+    if width % 2 or height % 2 or not (160 <= width <= 7680 and 120 <= height <= 4320):
+        raise ValueError(f"{width}x{height} pixels cannot be simulated: even numbers from 160x120 to 7680x4320")
+
+
 class Picture:
     """Draws the frames of one camera; the camera's name decides its colours, so that two can be told apart.
 
@@ -38,8 +44,7 @@ class Picture:
     """
 
     def __init__(self, name: str, width: int = 640, height: int = 360, *, zone: tzinfo = UTC) -> None:
-        if width % 2 or height % 2 or width < 160 or height < 120 or width > 7680 or height > 4320:
-            raise ValueError(f"{width}x{height} pixels cannot be simulated: even numbers from 160x120 to 7680x4320")
+        check_size(width, height)
         self.name = name
         self.width = width
         self.height = height

@@ -88,12 +88,15 @@ class RtspServer:
 
     async def start(self) -> None:
         """Start the feeds and listen. Raises SourceError when the port is taken."""
-        await asyncio.gather(*(feed.start() for feed in self.feeds.values()))
         loop = asyncio.get_running_loop()
         try:
+            for feed in self.feeds.values():
+                await feed.start()
             self._server = await loop.create_server(lambda: Connection(self), self.host, self.port)
-        except OSError as error:
+        except BaseException as error:
             await self._stop_feeds()
+            if not isinstance(error, OSError):
+                raise
             raise SourceError(
                 f"The simulated camera cannot listen on {self.host}:{self.port}: {error.strerror or error}."
             ) from error

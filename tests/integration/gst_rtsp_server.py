@@ -1,6 +1,7 @@
 """A camera of GStreamer's gst-rtsp-server; a program of its own, run with the system's Python (Debian: python3-gi).
 
     /usr/bin/python3 gst_rtsp_server.py [--codec h264|h265|jpeg] [--user U --password P] [--audio] [--fps 25]
+    /usr/bin/python3 gst_rtsp_server.py --check     # exit code 0 when all it needs is installed
 
 Listens on a free port of 127.0.0.1, serves /cam, prints one line ``port N`` when ready, ends when its input closes. It
 is the independent implementation of a camera that the adapter is tested against: no line of Gateway is in it.
@@ -23,6 +24,10 @@ ENCODERS = {
     "rtph265pay name=pay0 pt=96",
     "jpeg": "jpegenc ! rtpjpegpay name=pay0 pt=26",
 }
+ELEMENTS = [
+    *("videotestsrc", "x264enc", "rtph264pay", "x265enc", "h265parse", "rtph265pay", "jpegenc", "rtpjpegpay"),
+    *("audiotestsrc", "alawenc", "rtppcmapay"),
+]
 AUDIO = " audiotestsrc is-live=true ! audio/x-raw,rate=8000,channels=1 ! alawenc ! rtppcmapay name=pay1 pt=8"
 
 
@@ -33,8 +38,11 @@ def main():
     parser.add_argument("--password")
     parser.add_argument("--audio", action="store_true")
     parser.add_argument("--fps", type=int, default=25)
+    parser.add_argument("--check", action="store_true")
     arguments = parser.parse_args()
     Gst.init(None)
+    if arguments.check:
+        sys.exit(", ".join(f"no {name}" for name in ELEMENTS if Gst.ElementFactory.find(name) is None) or 0)
     caps = f"video/x-raw,format=I420,width=320,height=240,framerate={arguments.fps}/1"
     encoder = ENCODERS[arguments.codec].format(gop=arguments.fps)
     video = f"videotestsrc is-live=true pattern=ball ! {caps} ! {encoder}"

@@ -85,10 +85,11 @@ class Camera:
         An access unit that is still arriving is not recorded.
         """
         self._stopping.set()
-        if self._thread is None:
+        thread, self._thread = self._thread, None  # waited for once only
+        if thread is None:
             return
-        await asyncio.to_thread(self._thread.join, PAUSE_TIMEOUT_S)
-        if self._thread.is_alive():
+        await asyncio.to_thread(thread.join, PAUSE_TIMEOUT_S)
+        if thread.is_alive():
             self._logger.info("camera is silent, its connection is left to time out", extra=self._fields())
         with self._taking:  # a record that was being put when the wait ended is in the ring now
             self._state = "stopped"
@@ -99,10 +100,13 @@ class Camera:
     async def stop(self) -> None:
         """End the thread, as `pause` does."""
         await self.pause()
-        self._thread = None
 
     def statistics(self) -> dict[str, Any]:
-        """State and counters since the start; `lost` counts access units that found no room or were too large."""
+        """State and counters since the start; `lost` counts access units that found no room or were too large.
+
+        state: connecting, recording, stopped; or why it is not recording: unauthorized, not_found, refused,
+        unreachable, timeout, closed, unsupported, failed.
+        """
         recorder, assembler = self._recorder, self._assembler
         width, height = (assembler.size if assembler else None) or self._session_size
         return {

@@ -37,10 +37,18 @@ class Recording:
             self._partitions[stream] = self.writer.add_partition(str(self.directory / f"{stream}-0"), linger_ns=0)
         return self._partitions[stream]
 
+    def broken_partition(self, stream: str) -> int:
+        """A stream whose directory can never be made, so that it fails at its first record."""
+        obstacle = self.directory / "obstacle"
+        obstacle.write_text("a file where a directory is wanted")
+        self._partitions[stream] = self.writer.add_partition(str(obstacle / f"{stream}-0"), linger_ns=0)
+        return self._partitions[stream]
+
     def ring(self, name: str) -> Ring:
         return self.writer.ring(name, self.ring_bytes)
 
     def flush(self) -> None:
+        """Everything put into rings so far is durable, or its stream has failed."""
         assert self.writer.flush(10.0), "the writer did not take everything"
 
     def records(self, stream: str) -> list[batch.Row]:

@@ -1,0 +1,51 @@
+"""RTP packetisation as the simulated camera does it."""
+
+from __future__ import annotations
+
+import struct
+
+import pytest
+
+from gateway.simulate.rtp import RtpSender, depacketize, packetize
+
+
+@pytest.mark.parametrize("length", [1, 1399, 1400, 1401, 1402, 2797, 2798, 50_000])
+def test_a_nal_unit_survives_packetisation(length: int) -> None:
+    """Around every boundary of fragmentation the receiver gets the same bytes, no payload exceeds its limit."""
+    unit = bytes([0x65]) + bytes(i * 7 & 0xFF for i in range(length - 1))
+    payloads = packetize([unit])
+    assert max(map(len, payloads)) <= 1400
+    assert depacketize(payloads) == [unit]
+
+
+def test_a_missing_fragment_is_noticed() -> None:
+    """A NAL unit whose fragments are not all there is an error, not a shorter NAL unit."""
+    payloads = packetize([bytes([0x65]) + bytes(5000)])
+    for missing in (0, len(payloads) - 1):
+        with pytest.raises(ValueError):
+            depacketize(payloads[:missing] + payloads[missing + 1 :])
+
+
+def test_only_the_last_packet_of_an_access_unit_has_the_marker() -> None:
+    """Sequence numbers run on across their wrap, the marker ends the access unit, all carry one time stamp."""
+    sender = RtpSender(0xABCD, 65_534, 0, 1)
+    data = b"".join(sender.access_unit([b"a", b"b", b"c"], (1 << 32) + 5))
+    headers = []
+    while data:
+        length = int.from_bytes(data[2:4], "big")
+        headers.append(struct.unpack(">BBHII", data[4:16]))
+        data = data[4 + length :]
+    assert [h[1] >> 7 for h in headers] == [0, 0, 1]
+    assert [h[2] for h in headers] == [65_534, 65_535, 0]
+    assert {h[3] for h in headers} == {5}
+
+
+def test_a_sender_report_maps_the_clocks() -> None:
+    """NTP seconds count from 1900, the fraction is of 2**32, counters are of what was sent."""
+    sender = RtpSender(1, 0, 2, 3)
+    sender.access_unit([b"four", b"5"], 0)
+    report = sender.sender_report(90_000, 1_000_000_000 * 10 + 500_000_000)
+    assert report[:2] == b"$\x03"
+    _, kind, _, ssrc, seconds, fraction, rtp, packets, octets = struct.unpack(">BBHIIIIII", report[4:])
+    assert (kind, ssrc, seconds, fraction, rtp) == (200, 1, 2_208_988_810, 1 << 31, 90_000)
+    assert (packets, octets) == (2, 5)
