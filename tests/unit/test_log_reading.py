@@ -20,7 +20,7 @@ from gateway.errors import DamageError, FormatError, StreamNotFound
 from gateway.log.layout import prepare
 from gateway.log.partition import PartitionReader
 from gateway.log.recovery import recover
-from tests.partitions import T0, Partition, make_batch, make_batches
+from tests.support.partitions import T0, Partition, make_batch, make_batches
 
 
 @pytest.fixture
@@ -379,7 +379,7 @@ def test_copies_taken_while_the_gateway_writes_are_readable(partition: Partition
 
 def test_writer_goes_on_after_recovery_with_indexes_as_if_uninterrupted(partition: Partition) -> None:
     """Closing and opening again between records leaves one gapless log whose sealed indexes follow Kafka's rule."""
-    from tests.partitions import kafka_indexes
+    from tests.support.partitions import kafka_indexes
 
     for start in range(0, 900, 300):
         running = Gateway(partition.directory)

@@ -11,7 +11,7 @@ from gateway.errors import FormatError
 from gateway.log.layout import prepare
 from gateway.log.recovery import recover
 from gateway.log.verify import Report, verify
-from tests.partitions import T0, Partition, make_batches
+from tests.support.partitions import T0, Partition, make_batches
 
 
 @pytest.fixture
