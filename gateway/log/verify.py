@@ -249,10 +249,14 @@ class _IndexCheck:
         """The segment is over: what is left in the indexes must speak of what is not durable yet."""
         if self._forgiving:
             return
-        for entries, offset_field in ((self._offsets, 0), (self._times, 1)):
-            entry = entries.entry
-            if entry is not None and (self._sealed or self._base_offset + entry[offset_field] < self._durable_offset):
-                entries.wrong("no entry beyond the last batch", entries.text(entry))
+        for entries, field_number in ((self._offsets, 0), (self._times, 1)):
+            least = self._durable_offset - self._base_offset
+            while (entry := entries.entry) is not None:
+                if self._sealed or entry[field_number] < least:
+                    entries.wrong("no entry beyond the last batch", entries.text(entry))
+                    break
+                least = entry[field_number] + 1
+                self._take(entries)
         if self._sealed and self._times.exists and self._times.last[0] != self._max_timestamp:
             self._times.wrong(f"a final entry for time {self._max_timestamp} ms", self._times.text(self._times.last))
 

@@ -12,7 +12,7 @@ from gateway_native import batch, watermark
 
 from gateway.log.partition import PartitionReader
 from gateway.log.recovery import recover
-from tests.partitions import T0, Partition, kafka_indexes, make_batch, make_batches
+from tests.support.partitions import T0, Partition, kafka_indexes, make_batch, make_batches
 
 
 @pytest.fixture
