@@ -1,8 +1,8 @@
 """Acknowledged means on disk: nothing leaves, and no reader sees anything, before the sync of that very file is over.
 
 A kill -9 proves nothing here, since what was written survives it in the page cache. So every call that can make
-data durable is interposed in the gateway's process (hold_sync.c), held back or made to fail. Take the flusher's sync out of
-the writer, and these tests fail.
+data durable is interposed in the gateway's process (hold_sync.c), held back or made to fail. Take the flusher's sync
+out of the writer, and these tests fail.
 """
 
 from __future__ import annotations
