@@ -5,7 +5,7 @@ DefaultRecord.java.
 """
 
 from collections.abc import Iterable, Sequence
-from typing import TypeAlias
+from typing import Self, TypeAlias
 
 Buffer: TypeAlias = bytes | bytearray | memoryview
 
@@ -80,7 +80,7 @@ class KeyFilter:
     nothing. ValueError for a filter that MQTT does not allow.
     """
 
-    def __init__(self, filters: str | bytes | Iterable[str | bytes]) -> None: ...
+    def __new__(cls, filters: str | bytes | Iterable[str | bytes]) -> Self: ...
     @property
     def filters(self) -> tuple[str | bytes, ...]: ...
     def matches(self, key: bytes | None) -> bool: ...
@@ -92,8 +92,8 @@ class Selection:
     slack, or later, ends the reading of that segment.
     """
 
-    def __init__(
-        self,
+    def __new__(
+        cls,
         *,
         offset_from: int | None = None,
         offset_to: int | None = None,
@@ -101,7 +101,7 @@ class Selection:
         time_to: int | None = None,
         time_slack: int = 0,
         keys: KeyFilter | str | bytes | Iterable[str | bytes] | None = None,
-    ) -> None: ...
+    ) -> Self: ...
     @property
     def offset_from(self) -> int: ...
     @property
@@ -128,12 +128,12 @@ def decode_chunk(
 ) -> tuple[list[Row], int, int, int]:
     """The selected records of all whole batches from `position` on.
 
-    Base offsets must go on from `expected_offset` without gaps; -1 takes the first as it is. The CRC-32C of a batch
-    is checked when a record of it may be selected. Returns the records, the position after the last batch, `wanted`,
-    and the offset after the last batch (`expected_offset` if there was none). `wanted` is 0: go on reading at that
-    position; above 0: the next batch (or its header) needs that many bytes; -1: nothing later in this segment is
-    selected. Raises as `decode`, but only after everything before the damage has been returned: the call that starts
-    at the damaged batch raises.
+    Base offsets must go on from `expected_offset` without gaps; -1 takes the first as it is. The CRC-32C of every
+    batch is checked, because what its header says decides where reading ends. Returns the records, the position after
+    the last batch, `wanted`, and the offset after the last batch (`expected_offset` if there was none). `wanted` is 0:
+    go on reading at that position; above 0: the next batch (or its header) needs that many bytes; -1: nothing later in
+    this segment is selected. Raises as `decode`, but only after everything before the damage has been returned: the
+    call that starts at the damaged batch raises.
     """
 
 def scan(

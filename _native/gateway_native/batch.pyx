@@ -679,8 +679,8 @@ cdef int decode_records(BatchView* view, Selection selection, list out) except -
     return GOOD if at == end else BAD_RECORDS
 
 
-cdef int decode_one(BatchView* view, Py_ssize_t position, bint check_crc, Selection selection, list out) except -1:
-    """Check the batch of `view` and append its selected records. Raises BatchError or UnsupportedBatch."""
+cdef int check_one(BatchView* view, bint check_crc):
+    """What must hold before any field of the header is believed."""
     cdef int problem = batch_check_ranges(view)
     if problem == GOOD and check_crc:
         if view.length >= NOGIL_BYTES_MIN:
@@ -688,8 +688,12 @@ cdef int decode_one(BatchView* view, Py_ssize_t position, bint check_crc, Select
                 problem = batch_check_crc(view)
         else:
             problem = batch_check_crc(view)
-    if problem != GOOD:
-        raise problem_error(problem, position, view)
+    return problem
+
+
+cdef int decode_one(BatchView* view, Py_ssize_t position, Selection selection, list out) except -1:
+    """Append the selected records of a checked batch. Raises BatchError or UnsupportedBatch."""
+    cdef int problem
     if view.attributes & ATTRIBUTE_CONTROL:
         return 0
     if view.attributes & ATTRIBUTE_CODEC:
@@ -713,9 +717,11 @@ def decode(const uint8_t[::1] buffer, Py_ssize_t position=0, *, bint check_crc=T
         view.found = 0
     else:
         problem = batch_view(&buffer[position], n - position, &view)
+        if problem == GOOD:
+            problem = check_one(&view, check_crc)
     if problem != GOOD:
         raise problem_error(problem, position, &view)
-    decode_one(&view, position, check_crc, EVERYTHING if selection is None else selection, out)
+    decode_one(&view, position, EVERYTHING if selection is None else selection, out)
     return out
 
 
@@ -736,6 +742,8 @@ def decode_chunk(
             view.expected = expected_offset
             view.found = view.base_offset
             problem = BAD_OFFSET
+        elif problem == GOOD:
+            problem = check_one(&view, check_crc)
         if problem == SHORT:
             return out, position, view.expected, expected_offset
         if problem != GOOD:
@@ -748,7 +756,7 @@ def decode_chunk(
                 and view.base_offset + view.last_offset_delta >= selection.offset_from:
             good = len(out)
             try:
-                decode_one(&view, position, check_crc, selection, out)
+                decode_one(&view, position, selection, out)
             except (BatchError, UnsupportedBatch):
                 # What came before is sound: hand it out first. The next call begins with this batch and raises.
                 del out[good:]

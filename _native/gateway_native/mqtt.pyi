@@ -12,14 +12,14 @@ class RemoteFault(Exception):
     cause: str
     def __init__(self, reason: int, cause: str) -> None: ...
 
-def filter_match(filter: bytes, topic: bytes) -> bool: ...
+def filter_match(filter: bytes, topic: bytes) -> bool: ...  # noqa: A002  # the field's own word
 def is_text(text: bytes) -> bool: ...
 def is_topic(topic: bytes) -> bool: ...
 
 class Routes:
     """Topic filters and the partitions they lead to; the first filter that matches a topic decides."""
 
-    def __init__(self, routes: Sequence[tuple[bytes, int]]) -> None: ...
+    def __new__(cls, routes: Sequence[tuple[bytes, int]]) -> Self: ...
     @property
     def filters(self) -> tuple[bytes, ...]: ...
     @property
@@ -36,8 +36,8 @@ class Window:
 class Listener:
     """What the connections of one listening socket share: ring, routes, receive buffer, counters."""
 
-    def __init__(
-        self,
+    def __new__(
+        cls,
         ring: Ring,
         routes: Routes,
         *,
@@ -45,7 +45,7 @@ class Listener:
         record_bytes_max: int,
         kept_bytes_max: int,
         clock_ns: int = 0,
-    ) -> None: ...
+    ) -> Self: ...
     @property
     def ring(self) -> Ring: ...
     @property

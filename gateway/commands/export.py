@@ -29,7 +29,7 @@ PROGRESS_STEPS = 1_000
 )
 @click.argument("stream")
 @click.argument("out", type=click.Path(path_type=Path, dir_okay=False))
-@click.option("--start", metavar="TIME", help="From this time on; the clip begins with the next key frame.")
+@click.option("--start", metavar="TIME", help="From this time on; the clip begins with the key frame before it.")
 @click.option("--end", metavar="TIME", help="Up to this time (exclusive).")
 @click.option("--camera", help="Which one, in a stream of several.")
 @click.option("--overwrite", is_flag=True, help="Replace OUT if it exists.")

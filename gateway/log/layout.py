@@ -101,7 +101,7 @@ def read_meta(data: Path) -> Meta:
     path = data / META_FILE
     try:
         text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         raise FormatError(_no_meta(data)) from None
     except (OSError, UnicodeDecodeError) as error:
         raise FormatError(f"{path} cannot be read: {error}.") from None

@@ -53,6 +53,7 @@ class PartitionReader:
         self._accepted_epoch: int | None = None
         self._walked = WalkEnd(0, -1, batch.PROBLEM_NONE, 0, 0)
         self._walked_base = -1
+        self._first: dict[int, int] = {}  # by base offset: times that never change, of sealed segments or first batches
         self._newest: dict[int, int] = {}
 
     def segments(self) -> list[int]:
@@ -114,7 +115,7 @@ class PartitionReader:
                     return False
                 position, offset = self._locate(segment, mark.durable_offset - 1, mark.position)
                 end = Walk(segment, position, mark.position, expected_offset=offset).run()
-                return end.problem not in (batch.PROBLEM_SHORT, batch.PROBLEM_ZEROS)
+                return end.problem != batch.PROBLEM_ZEROS or not segment.is_zero(end.position, mark.position)
         except FileNotFoundError:
             return False
 
@@ -165,13 +166,21 @@ class PartitionReader:
 
     def _has_times_of(self, segment: Segment, selection: batch.Selection, end: int, sealed: bool) -> bool:
         """May the segment hold times of the selection? Each is judged by its own range, whatever its neighbours'."""
-        if selection.time_stop < _FOREVER:
-            header = segment.header(0) if end >= batch.HEADER_BYTES else None
-            if header is not None and header.base_timestamp >= selection.time_stop:
-                return False
+        if selection.time_stop < _FOREVER and self._first_time(segment, end) >= selection.time_stop:
+            return False
         if selection.time_from > NO_TIMESTAMP and sealed:
             return self._newest_time(segment, end) >= selection.time_from
         return True
+
+    def _first_time(self, segment: Segment, end: int) -> int:
+        """The time of the segment's first record, which decides for the whole segment, so its batch is checked."""
+        known = self._first.get(segment.base_offset)
+        if known is None:
+            first = next(iter(Walk(segment, 0, end, expected_offset=segment.base_offset)), None)
+            if first is None:
+                return NO_TIMESTAMP  # nothing sound to judge by: the segment is read
+            known = self._first[segment.base_offset] = first[0][4]
+        return known
 
     def _newest_time(self, segment: Segment, end: int) -> int:
         """The latest time in a sealed segment, from its time index and what follows the index's last entry."""
@@ -188,7 +197,7 @@ class PartitionReader:
         if entry is not None:
             newest = entry.timestamp
             position, offset = self._locate(segment, entry.offset, end)
-        walk = Walk(segment, position, end, expected_offset=offset, check_crc=False)
+        walk = Walk(segment, position, end, expected_offset=offset)
         for batches in walk:
             newest = max(newest, *(found[5] for found in batches))
         return newest if walk.end.clean else _FOREVER
@@ -263,7 +272,8 @@ class PartitionReader:
                 bases = [found for found in self._bases(limit, selection) if found > after]
                 continue
             with segment:
-                yield from self._segment_chunks(segment, selection, limit, on_damage)
+                offset_max = bases[0] if bases else limit.offset
+                yield from self._segment_chunks(segment, selection, limit, offset_max, on_damage)
             after, missing = base, 0
 
     def _within(self, selection: batch.Selection, limit: Limit) -> batch.Selection:
@@ -283,7 +293,7 @@ class PartitionReader:
         return bases[max(first - 1, 0) :]
 
     def _segment_chunks(
-        self, segment: Segment, selection: batch.Selection, limit: Limit, on_damage: OnDamage | None
+        self, segment: Segment, selection: batch.Selection, limit: Limit, offset_max: int, on_damage: OnDamage | None
     ) -> Iterator[list[batch.Row]]:
         sealed = segment.base_offset != limit.segment_base
         end = segment.size if sealed else limit.position
@@ -301,7 +311,7 @@ class PartitionReader:
                 raise FormatError(f"{segment.path}, byte {position + error.position}: {error}.") from None
             except batch.BatchError as error:
                 stopped = WalkEnd(position + error.position, offset, error.problem, error.expected, error.found)
-                position, offset, wanted = _behind(segment, stopped, end, on_damage), -1, CHUNK_BYTES
+                position, offset, wanted = _behind(segment, stopped, end, offset_max, on_damage), -1, CHUNK_BYTES
                 continue
             if rows:
                 yield rows
@@ -318,7 +328,7 @@ def _read(segment: Segment, position: int, size: int) -> bytes:
         raise DamageError(f"{segment.path} cannot be read at byte {position}: {error.strerror}.") from error
 
 
-def _behind(segment: Segment, stopped: WalkEnd, end: int, on_damage: OnDamage | None) -> int:
+def _behind(segment: Segment, stopped: WalkEnd, end: int, offset_max: int, on_damage: OnDamage | None) -> int:
     """Where to go on when no sound batch begins at `stopped`: the next one's position, or `end`."""
     if stopped.problem == batch.PROBLEM_ZEROS and segment.is_zero(stopped.position, end):
         return end  # allocated, never written: a copy taken while the segment was being sealed
@@ -328,7 +338,7 @@ def _behind(segment: Segment, stopped: WalkEnd, end: int, on_damage: OnDamage | 
             f"{damage}. What follows can be read by passing over the damage; `gateway verify` lists every such place."
         )
     on_damage(damage)
-    following = segment.find_batch(stopped.position + 1, end, max(stopped.next_offset, 0), _FOREVER)
+    following = segment.find_batch(stopped.position + 1, end, max(stopped.next_offset, 0), offset_max)
     return end if following is None else following
 
 

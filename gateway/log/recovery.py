@@ -34,6 +34,7 @@ from gateway.log.segment import CHUNK_BYTES, Damage, Segment, Walk, WalkEnd
 Progress = Callable[[int, int], None]
 
 _FOREVER = 2**63 - 1
+_OFFSETS_PER_SEGMENT = 2**31  # an index holds relative offsets as i32
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -242,14 +243,16 @@ class _Recovery:
 
     def _behind(self, segment: Segment, end: WalkEnd, trusted_end: int) -> tuple[int | None, int]:
         """Where to go on after damage among what was acknowledged: position, None for nowhere, and base offset."""
-        mark = self.mark
+        mark, base = self.mark, segment.base_offset
         durable = mark.durable_offset if mark else _FOREVER
-        found = segment.find_batch(end.position + 1, trusted_end, end.next_offset, durable)
+        # A base offset is covered by no CRC: one that belongs to a later segment, or to none, is damage too.
+        offset_max = min([durable, base + _OFFSETS_PER_SEGMENT, *(later for later in self.bases if later > base)])
+        found = segment.find_batch(end.position + 1, trusted_end, end.next_offset, offset_max)
         if found is not None:
             header = segment.header(found)
             assert header is not None
             return found, header.base_offset
-        if mark and (segment.base_offset, trusted_end) == (mark.segment_base, mark.position):
+        if mark and (base, trusted_end) == (mark.segment_base, mark.position):
             return trusted_end, durable
         return None, end.next_offset
 

@@ -34,7 +34,6 @@ DAMAGES_MAX = 10_000
 
 _ENTRIES_READ = 4096  # index entries read at a time
 _REBUILD = "delete the file while the gateway is stopped, and the next start rebuilds it"
-_FOREVER = 2**63 - 1
 
 
 @dataclass(slots=True)
@@ -156,6 +155,8 @@ class _PartitionCheck:
         """Walk one segment with its indexes beside it; returns the offset at which the next one begins."""
         sealed = segment.base_offset != limit.segment_base
         end = segment.size if sealed else limit.position
+        later = [base for base in list_segments(self.directory) if base > segment.base_offset]
+        offset_max = min([limit.offset, *later])
         indexes = _IndexCheck(
             self.directory, segment.base_offset, self.report, durable_offset=limit.offset, sealed=sealed
         )
@@ -167,7 +168,7 @@ class _PartitionCheck:
                 if stopped.clean:
                     break
                 self.report.add(self._damage(segment, stopped, end))
-                following = segment.find_batch(stopped.position + 1, end, offset, _FOREVER)
+                following = segment.find_batch(stopped.position + 1, end, offset, offset_max)
                 position = end if following is None else following
                 self.advance(position - stopped.position)
                 header = segment.header(position) if following is not None else None
@@ -248,10 +249,14 @@ class _IndexCheck:
         """The segment is over: what is left in the indexes must speak of what is not durable yet."""
         if self._forgiving:
             return
-        for entries, offset_field in ((self._offsets, 0), (self._times, 1)):
-            entry = entries.entry
-            if entry is not None and (self._sealed or self._base_offset + entry[offset_field] < self._durable_offset):
-                entries.wrong("no entry beyond the last batch", entries.text(entry))
+        for entries, field_number in ((self._offsets, 0), (self._times, 1)):
+            least = self._durable_offset - self._base_offset
+            while (entry := entries.entry) is not None:
+                if self._sealed or entry[field_number] < least:
+                    entries.wrong("no entry beyond the last batch", entries.text(entry))
+                    break
+                least = entry[field_number] + 1
+                self._take(entries)
         if self._sealed and self._times.exists and self._times.last[0] != self._max_timestamp:
             self._times.wrong(f"a final entry for time {self._max_timestamp} ms", self._times.text(self._times.last))
 

@@ -115,7 +115,9 @@ def _check_target(target: Path, overwrite: bool) -> None:
     if target.is_dir():
         raise GatewayError(f"{target} is a directory; name the file to write, for example {target / 'clip.mp4'}.")
     if target.exists() and not overwrite:
-        raise GatewayError(f"{target} exists already; choose another name, or say that it may be overwritten.")
+        raise GatewayError(
+            f"{target} exists already; choose another name, or overwrite it (--overwrite; overwrite=True)."
+        )
     if not target.parent.is_dir():
         raise GatewayError(f"The directory {target.parent} does not exist; create it first.")
 

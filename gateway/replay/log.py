@@ -177,14 +177,16 @@ class Stream:
             else:
                 stop.wait(poll_s)
 
-    def at(self, when: Any, *, max_age: str = "2s", camera: str | None = None) -> Frame:
+    def at(self, when: Any, *, max_age: str = "2s", nearest_key: bool = False, camera: str | None = None) -> Frame:
         """The picture on screen at that instant: the newest one received at or before it.
 
-        NoFrame, which names its neighbours, if none is at most `max_age` old. camera: which, in a stream of several.
+        NoFrame, which names its neighbours, if none is at most `max_age` old. nearest_key: the key frame before will
+        do, which saves decoding. camera: which, in a stream of several.
         """
         from gateway.replay import frames
 
-        return frames.at(self, self.instant_ns(when), clock.parse_duration(max_age), camera=camera)
+        max_age_ns = clock.parse_duration(max_age)
+        return frames.at(self, self.instant_ns(when), max_age_ns, nearest_key=nearest_key, camera=camera)
 
     def frames(
         self,
@@ -199,7 +201,7 @@ class Stream:
         from gateway.replay import frames
 
         every_ns = clock.parse_duration(every) if every is not None else None
-        return frames.iterate(self, *self._range_ns(start, end), every_ns, keys_only, camera=camera)
+        return frames.iterate(self, self._ns(start), self._ns(end), every_ns, keys_only, camera=camera)
 
     def export(
         self,
@@ -214,18 +216,14 @@ class Stream:
         """Write the pictures of a half-open range to an MP4 file, without transcoding; `progress` gets 0.0 to 1.0."""
         from gateway.replay import export
 
-        return export.mp4(self, path, *self._range_ns(start, end), progress, camera=camera, overwrite=overwrite)
+        return export.mp4(self, path, self._ns(start), self._ns(end), progress, camera=camera, overwrite=overwrite)
 
     def instant_ns(self, when: Any) -> int:
         """A time as ns since 1970-01-01 UTC; see `read` for what may be given."""
         return clock.parse_time(when, self.zone)
 
-    def _range_ns(self, start: Any, end: Any) -> tuple[int, int]:
-        """A half-open range with both ends; what is left out is the stream's own."""
-        times = self.reader.time_range()
-        oldest, newest = (times.oldest, times.newest) if times else (0, 0)
-        start_ns = oldest * clock.NS_PER_MS if start is None else self.instant_ns(start)
-        return start_ns, (newest + 1) * clock.NS_PER_MS if end is None else self.instant_ns(end)
+    def _ns(self, when: Any) -> int | None:
+        return None if when is None else self.instant_ns(when)
 
     def _milliseconds(self, when: Any) -> int | None:
         """Timestamps are whole milliseconds: a range from 0.5 ms on begins with the record of 1 ms."""

@@ -82,6 +82,8 @@ class Mosquitto:
         lines = [f"listener {self.port} 127.0.0.1", *settings]
         if not any(line.startswith("allow_anonymous") for line in lines):
             lines.append("allow_anonymous true")
+        if os.geteuid() == 0:
+            lines.append("user root")  # else it becomes another user, who may not read what the test wrote
         self._config.write_text("\n".join([*lines, "max_queued_messages 0", ""]))
 
     def start(self) -> Mosquitto:

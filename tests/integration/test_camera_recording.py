@@ -97,7 +97,8 @@ async def test_the_cameras_own_time_is_recorded(tmp_path: Path) -> None:
     finally:
         await server.stop()
     taken = {nal.join(sent.nals): sent.wall_ns for sent in server.journal}
-    for record in records:
+    # libav knows no stamp of the first one; it is derived as if the second had followed as regularly as the third.
+    for record in records[1:]:
         assert record.value is not None
         assert abs(int(headers(record)["source_time"]) - taken[record.value]) < 2_000
         # Half a frame would be a picture shown at the wrong time; a busy machine is given some frames.

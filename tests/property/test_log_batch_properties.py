@@ -8,7 +8,7 @@ from gateway_native import batch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.partitions import make_batches
+from tests.support.partitions import make_batches
 
 TIMES = st.integers(-(2**62), 2**62) | st.integers(1_700_000_000_000, 1_700_000_100_000)
 BLOBS = st.none() | st.binary(max_size=300)

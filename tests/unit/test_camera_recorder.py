@@ -9,7 +9,7 @@ import pytest
 from gateway_adapters.rtsp.access_units import AccessUnit
 from gateway_adapters.rtsp.recorder import Recorder
 
-from tests.recording import Recording
+from tests.support.recording import Recording
 
 T0 = 1_790_000_000_000_000_000
 

@@ -159,7 +159,7 @@ def test_an_ambiguous_size_is_refused_with_a_suggestion() -> None:
 @pytest.mark.parametrize("value", ["5", "GiB", "5 parsecs", "-1B", 1024, None, True])
 def test_bad_sizes_are_refused(value: object) -> None:
     """A size without unit, with an unknown one, or of another type is a ValueError."""
-    with pytest.raises(ValueError, match="size|unit"):
+    with pytest.raises(ValueError, match=r"size|unit"):
         parse_size(value)
 
 
@@ -173,7 +173,8 @@ def test_shown_times_carry_a_zone_and_parse_back() -> None:
 
 def test_shown_durations_and_sizes_are_short() -> None:
     """Two or three digits and a unit."""
-    assert [format_duration(parse_duration(t)) for t in ("20us", "5ms", "850ms", "9.5s", "90s", "45m", "3h", "30d")] == [
+    written = ("20us", "5ms", "850ms", "9.5s", "90s", "45m", "3h", "30d")
+    assert [format_duration(parse_duration(text)) for text in written] == [
         "20 µs", "5.0 ms", "850 ms", "9.5 s", "90 s", "45 min 00 s", "3 h", "30 d",
     ]  # fmt: skip
     assert [format_size(n) for n in (0, 1023, 1536, 2**26, 2**41)] == [

@@ -10,7 +10,7 @@ import pytest
 from gateway_native import batch, watermark
 
 from gateway.log import layout
-from tests.partitions import T0, make_batch, make_batches
+from tests.support.partitions import T0, make_batch, make_batches
 
 FORMAT = Path(layout.__file__).with_name("FORMAT.md").read_text(encoding="utf-8")
 

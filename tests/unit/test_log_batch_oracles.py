@@ -11,7 +11,7 @@ from aiokafka.record.default_records import DefaultRecordBatchBuilder as Aiokafk
 from aiokafka.record.memory_records import MemoryRecords as AiokafkaRecords
 from gateway_native import batch
 
-from tests.partitions import T0
+from tests.support.partitions import T0
 
 with warnings.catch_warnings():  # its import reads resources in a way that Python calls old
     warnings.simplefilter("ignore", DeprecationWarning)

@@ -70,16 +70,14 @@ def test_digest_accepts_the_right_answer_only() -> None:
     def md5(text: str) -> str:
         return hashlib.md5(text.encode(), usedforsecurity=False).hexdigest()
 
-    def answer(
-        secret: str = "p:w\"'", nonce: str = "n1", method: str = "PLAY", uri: str = "rtsp://h/cam"
-    ) -> Request:
-        ha1, ha2 = md5(f"viewer:{digest.realm}:{secret}"), md5(f"{method}:{uri}")
+    def answer(known: str = "p:w\"'", nonce: str = "n1", method: str = "PLAY", uri: str = "rtsp://h/cam") -> Request:
+        ha1, ha2 = md5(f"viewer:{digest.realm}:{known}"), md5(f"{method}:{uri}")
         response = md5(f"{ha1}:{nonce}:{ha2}")
         value = f'Digest username="viewer", realm="{digest.realm}", nonce="{nonce}", uri="{uri}", response="{response}"'
         return Request("PLAY", "rtsp://h/cam", {"authorization": value})
 
     assert digest.accepts(answer(), "n1")
-    assert not digest.accepts(answer(secret="wrong"), "n1")
+    assert not digest.accepts(answer(known="wrong"), "n1")
     assert not digest.accepts(answer(nonce="n0"), "n1")
     assert not digest.accepts(answer(method="DESCRIBE"), "n1")
     assert not digest.accepts(answer(uri="rtsp://h/other"), "n1")

@@ -71,7 +71,7 @@ class BrokerClient(aiomqtt.Client):
             identifier=client_id,
             protocol=version,
             clean_session=None if self.is_v5 else clean_session,
-            clean_start=clean_session,
+            clean_start=clean_session if self.is_v5 else paho.MQTT_CLEAN_START_FIRST_ONLY,
             keepalive=keepalive_s,
             username=username,
             password=password,

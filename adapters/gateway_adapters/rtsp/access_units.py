@@ -8,7 +8,8 @@ and are put right here:
 * The camera's own time that comes with an access unit (PRFT side data, from RTCP sender reports) is its own, except
   for the first one that has any: there it is its successor's.
 * The first access unit of a run has no time stamp. It is held until two more have come, and placed one interval of
-  theirs before the second, if their stamps rise; else it is recorded without `pts`.
+  theirs before the second, if their stamps rise; else it is recorded without `pts`. So the first stamp of a run is as
+  exact as the camera is regular; all others are the camera's own.
 
 MJPEG goes through no parser: nothing of this applies to it.
 """
