@@ -415,16 +415,18 @@ cdef bint drain_ring(Writer w, uint64_t index) noexcept nogil:
 
 
 cdef bint drain_rings(Writer w) noexcept nogil:
-    """One turn for each ring. Where the batch buffers ran out, the next round begins: others may not take them first."""
+    """One turn for each ring. Where the batch buffers run out, the round ends there, and the next begins with whoever got
+    nothing: a large record would else find them taken by others every time."""
     cdef bint moved = False
+    cdef bint served
     cdef uint64_t count = gw_load_acquire(&w.ring_count)
     cdef uint64_t i, index
     for i in range(count):
         index = (w.first_ring + i) % count
-        if drain_ring(w, index):
-            moved = True
+        served = drain_ring(w, index)
+        moved = moved or served
         if w.starved:
-            w.first_ring = index
+            w.first_ring = index + 1 if served else index
             break
     return moved
 
