@@ -101,7 +101,7 @@ def test_a_key_frame_begins_a_batch(tmp_path):
 
 
 def test_time_stands_still_rather_than_run_backwards(tmp_path):
-    """A backward step of up to a second is clamped to the newest time; a larger one is kept as it is."""
+    """A backward step of up to a second is clamped to the newest time; a larger one begins a new segment."""
     with RunningWriter() as running:
         partition = running.writer.add_partition(str(tmp_path / "a-0"))
         ring = running.ring()
@@ -109,6 +109,7 @@ def test_time_stands_still_rather_than_run_backwards(tmp_path):
             put(ring, partition, b"", b"", timestamp_ms=timestamp)
     times = [row.timestamp_ms for row in read_partition(tmp_path / "a-0")]
     assert times == [10_000, 10_000, 10_000, 10_001, 10_001, 9_000, 5_000, 5_001]
+    assert sorted(path.name for path in (tmp_path / "a-0").glob("*.log")) == [f"{base:020d}.log" for base in (0, 5, 6)]
 
 
 def test_time_is_clamped_across_a_restart(tmp_path):
