@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -36,9 +36,11 @@ def run(*arguments: object, code: int = 0) -> str:
     return done.stdout
 
 
-def start(*arguments: object, **settings: Any) -> subprocess.Popen[str]:
+def start(*arguments: object, mark: str = "", **settings: Any) -> subprocess.Popen[str]:
+    """A command that runs; it and all it starts carry the mark in their environment."""
+    env = environment({"GATEWAY_TEST_MARK": mark})
     return subprocess.Popen(
-        command(*arguments), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment(), **settings
+        command(*arguments), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env, **settings
     )
 
 
@@ -133,17 +135,9 @@ def test_the_demo_leaves_a_picture_and_a_clip(demo: tuple[Path, str]) -> None:
     keyframes = [number for number, line in enumerate(records) if json.loads(line)["headers"].get("keyframe") == "1"]
     assert frames == len(records) - keyframes[0]
     assert str(directory / "gate-1.png") in said
+    streams = {"gate-1-0", "gate-2-0", "telemetry-0"}
     left = {path.name for path in directory.iterdir()}
-    assert left == {
-        "gate-1-0",
-        "gate-2-0",
-        "telemetry-0",
-        "gate-1.png",
-        "gate-1.mp4",
-        "gateway.log",
-        "lock",
-        "meta.json",
-    }
+    assert left == {*streams, "gate-1.png", "gate-1.mp4", "gateway.log", "lock", "meta.json"}
 
 
 @pytest.mark.slow
@@ -174,14 +168,15 @@ def test_pictures_of_the_demo_by_command(demo: tuple[Path, str], tmp_path: Path)
 
 @pytest.mark.slow
 def test_an_interrupted_demo_still_replays(demo: tuple[Path, str]) -> None:
-    """Ctrl-C ends the recording early, exit code 0; a second demo in the same directory adds to it; no process stays."""
+    """Ctrl-C ends the recording early with exit code 0; a second demo adds to the first; no process stays."""
     directory, _ = demo
     before = stream_records(directory)
-    with start("demo", "--seconds", 600, "--data", directory, start_new_session=True) as process:
+    with start("demo", "--seconds", 600, "--data", directory, mark=str(directory)) as process:
         deadline = time.monotonic() + PATIENCE_S
         while all(stream_records(directory).get(name, 0) <= count for name, count in before.items()):
             assert time.monotonic() < deadline
             time.sleep(0.2)
+        assert len(processes_marked(directory)) == 3  # itself, the sensors, the cameras
         time.sleep(2)
         process.send_signal(signal.SIGINT)
         said, errors = process.communicate(timeout=PATIENCE_S)
@@ -189,7 +184,7 @@ def test_an_interrupted_demo_still_replays(demo: tuple[Path, str]) -> None:
     assert "Ended early." in said
     assert "Replayed from the log" in said
     assert all(stream_records(directory)[name] > count for name, count in before.items())
-    assert processes_about(directory) == []
+    assert processes_marked(directory) == []
     run("verify", "--data", directory)
 
 
@@ -198,17 +193,15 @@ def stream_records(directory: Path) -> dict[str, int]:
     return {stream["stream"]: stream["records"] for stream in streams}
 
 
-def processes_about(directory: Path) -> Sequence[str]:
-    """Command lines of other processes that mention the directory."""
+def processes_marked(directory: Path) -> Sequence[int]:
+    """Processes that carry the directory as their mark."""
+    mark = f"GATEWAY_TEST_MARK={directory}".encode()
     found = []
     for entry in Path("/proc").iterdir():
-        if entry.name.isdigit() and int(entry.name) != os.getpid():
-            try:
-                line = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode()
-            except OSError:
-                continue
-            if str(directory) in line:
-                found.append(line)
+        if entry.name.isdigit():
+            with contextlib.suppress(OSError):
+                if mark in (entry / "environ").read_bytes().split(b"\0"):
+                    found.append(int(entry.name))
     return found
 
 
