@@ -79,7 +79,11 @@ def run(arguments: list[str]) -> int:
     """Runs one command; errors are reported on stderr. Returns the exit code."""
     debug = bool(os.environ.get("GATEWAY_DEBUG")) or "--debug" in arguments
     try:
-        result = cli.main(arguments, prog_name="gateway", standalone_mode=False)
+        if "_GATEWAY_COMPLETE" in os.environ:  # the shell asks for completions; click answers
+            cli.main(arguments, prog_name="gateway")
+        # Not through `cli.main`, which would turn a closed pipe into a failure.
+        with cli.make_context("gateway", list(arguments)) as context:
+            result = cli.invoke(context)
         sys.stdout.flush()
         return result if isinstance(result, int) else 0
     except click.exceptions.Exit as error:

@@ -24,6 +24,7 @@ NEWEST_READINGS = 5
 
 @command_with_examples(
     "demo",
+    "Try everything on this machine, for 20 seconds.",
     """
     gateway demo
     gateway demo --seconds 60 --data /tmp/try-gateway
@@ -89,16 +90,17 @@ def _program() -> str:
 def _show_counts(log: Log, outcome: Outcome) -> bool:
     from gateway import demo
 
-    span = f"{format_duration(outcome.ended_ns - outcome.started_ns)}"
+    duration = format_duration(outcome.ended_ns - outcome.started_ns)
     is_complete = True
     for name in (demo.TELEMETRY, *demo.CAMERAS):
         records, size = 0, 0
         if name in log.streams():
-            for record in log[name].read(start=_instant(log, outcome.started_ns), end=_instant(log, outcome.ended_ns)):
+            span = log[name].read(start=_instant(log, outcome.started_ns), end=_instant(log, outcome.ended_ns))
+            for _, _, _, value, _ in span.rows():
                 records += 1
-                size += len(record.value or b"")
+                size += len(value or b"")
         is_complete &= records > 0
-        click.echo(f"  {name:<10} {records:>8,} records, {format_size(size)} in {span}")
+        click.echo(f"  {name:<10} {records:>8,} records, {format_size(size)} in {duration}")
     sensors = outcome.simulated.get("sensors", {})
     if sensors:
         click.echo(f"  The sensors published {sensors['published']:,}; {sensors['acknowledged']:,} were acknowledged.")

@@ -7,7 +7,6 @@ from pathlib import Path
 import click
 
 from gateway.commands.common import (
-    TIMES_ALLOWED,
     command_with_examples,
     data_options,
     json_option,
@@ -21,11 +20,12 @@ PROGRESS_STEPS = 1_000
 
 @command_with_examples(
     "export",
+    "Write a camera's pictures to an MP4 file.",
     """
     gateway export gate-1 clip.mp4 --start "2026-11-23 08:00" --end "2026-11-23 08:05"
     gateway export gate-1 clip.mp4 --start -10m
     """,
-    context_settings=TIMES_ALLOWED,
+    takes_times=True,
 )
 @click.argument("stream")
 @click.argument("out", type=click.Path(path_type=Path, dir_okay=False))

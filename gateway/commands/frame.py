@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 import click
 
 from gateway.commands.common import (
-    TIMES_ALLOWED,
     command_with_examples,
     data_options,
     json_option,
@@ -26,11 +25,12 @@ _FORMATS = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
 
 @command_with_examples(
     "frame",
+    "Write the picture of an instant to a file.",
     """
     gateway frame gate-1 "2026-11-23 08:13:04.250" gate.png
     gateway frame gate-1 -10m gate.jpg --data /var/lib/gateway
     """,
-    context_settings=TIMES_ALLOWED,
+    takes_times=True,
 )
 @click.argument("stream")
 @click.argument("at")

@@ -20,6 +20,7 @@ DAMAGES_SHOWN = 20
 
 @command_with_examples(
     "verify",
+    "Check every byte of the log.",
     """
     gateway verify
     gateway verify --data /mnt/copy-of-the-log --deep --json

@@ -27,7 +27,10 @@ class RunningWriter:
 
     def __init__(self, storage: str = "pwrite", **options: int) -> None:
         self.writer = Writer(storage, **options)
-        self.threads = [threading.Thread(target=self.writer.run_flusher), threading.Thread(target=self.writer.run_writer)]
+        self.threads = [
+            threading.Thread(target=self.writer.run_flusher),
+            threading.Thread(target=self.writer.run_writer),
+        ]
 
     def __enter__(self) -> RunningWriter:
         for thread in self.threads:
@@ -50,8 +53,9 @@ class RunningWriter:
         return self.writer.ring(name, capacity)
 
 
-def put(ring: Ring, partition: int, key: bytes, value: bytes, *, timestamp_ms: int = 0, headers: bytes = b"",
-        flags: int = 0) -> int:
+def put(
+    ring: Ring, partition: int, key: bytes, value: bytes, *, timestamp_ms: int = 0, headers: bytes = b"", flags: int = 0
+) -> int:
     """Append, waiting for room; the sequence number."""
     deadline = time.monotonic() + PATIENCE_S
     while True:
