@@ -1,5 +1,6 @@
 """The active segment and its indexes. See segment.pxd."""
 
+from libc.errno cimport EIO
 from libc.stdint cimport INT32_MAX, int32_t, int64_t, uint8_t, uint32_t, uint64_t
 from libc.stdio cimport snprintf
 from libc.string cimport memset
@@ -103,6 +104,17 @@ cdef void active_flush_indexes(StorageOps* ops, Active* segment) noexcept nogil:
     segment.time_count = 0
 
 
+cdef int allocate(StorageOps* ops, Active* segment, int64_t upto, int64_t segment_bytes) noexcept nogil:
+    """Room for so much of the log and for every index entry that it can bring, the final one included."""
+    cdef int64_t entries = upto // INDEX_INTERVAL_BYTES + 2
+    cdef int failed = ops.reserve(segment.index_fd, entries * INDEX_ENTRY_BYTES)
+    if failed == 0:
+        failed = ops.reserve(segment.time_fd, entries * TIME_ENTRY_BYTES)
+    if failed == 0:
+        failed = ops.allocate(&segment.log, upto, segment_bytes)
+    return failed
+
+
 cdef int active_append(
     StorageOps* ops, Active* segment, const uint8_t* batch, int64_t size, int64_t last_offset, int64_t max_timestamp,
     int64_t segment_bytes,
@@ -117,9 +129,9 @@ cdef int active_append(
         upto = segment.log.allocated + step
         upto = segment_bytes if upto > segment_bytes else upto
         upto = position + size if upto < position + size else upto
-        failed = ops.allocate(&segment.log, upto, segment_bytes)
+        failed = allocate(ops, segment, upto, segment_bytes)
         if failed and upto > position + size:
-            failed = ops.allocate(&segment.log, position + size, segment_bytes)    # the last blocks of a full disk
+            failed = allocate(ops, segment, position + size, segment_bytes)     # the last blocks of a full disk
         if failed:
             return failed
     failed = ops.append(&segment.log, batch, size)
@@ -154,9 +166,8 @@ cdef bint active_has_room(
 cdef int active_seal(StorageOps* ops, Active* segment) noexcept nogil:
     add_time_entry(ops, segment)
     active_flush_indexes(ops, segment)
-    if segment.index_error:
-        # Half an entry would make the whole index look damaged; a short one only makes look-ups walk further.
-        ops.truncate(segment.index_fd, segment.index_bytes)
-        ops.truncate(segment.time_fd, segment.time_bytes)
+    # Gives back what was reserved beyond the entries, and half an entry that a failed write left.
+    if ops.truncate(segment.index_fd, segment.index_bytes) or ops.truncate(segment.time_fd, segment.time_bytes):
+        segment.index_error = EIO
     ops.detach(&segment.log)
     return ops.truncate(segment.log.fd, segment.log.position)

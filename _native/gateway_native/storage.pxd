@@ -16,7 +16,7 @@ cdef struct SegmentFile:
     int fd                      # -1: not open
     uint8_t* map                # mapped table: the whole segment's address range, also beyond what is allocated
     int64_t map_bytes
-    int64_t allocated           # bytes with blocks behind them; 0 where preallocation promises nothing
+    int64_t allocated           # bytes asked for; where preallocation holds, there are blocks behind them
     int64_t position            # end of the last batch
 
 cdef struct StorageOps:
@@ -25,6 +25,8 @@ cdef struct StorageOps:
     int (*open)(const char* path, int mode) noexcept nogil
     # Make [0, upto) of the segment writable without failing later; mapped: map `bytes_max` on first use.
     int (*allocate)(SegmentFile* file, int64_t upto, int64_t bytes_max) noexcept nogil
+    # Find room for [0, upto) of another file without changing its size: an index must not be what meets the full disk.
+    int (*reserve)(int fd, int64_t upto) noexcept nogil
     # Put bytes at file.position, which the caller has allocated, and move it.
     int (*append)(SegmentFile* file, const uint8_t* data, int64_t size) noexcept nogil
     # Write all bytes at a place (indexes, watermark).

@@ -7,6 +7,7 @@ from libc.string cimport memcpy, memset
 cdef extern from "<fcntl.h>" nogil:
     int c_open "open"(const char*, int, ...)
     int fallocate(int, int, int64_t, int64_t)
+    enum: FALLOC_FL_KEEP_SIZE
     enum: O_RDWR, O_RDONLY, O_CREAT, O_EXCL, O_TRUNC, O_CLOEXEC, O_DIRECTORY
 
 cdef extern from "<unistd.h>" nogil:
@@ -89,8 +90,18 @@ cdef int pwrite_allocate(SegmentFile* file, int64_t upto, int64_t bytes_max) noe
     """Preallocation is a courtesy here: where the file system has none, the write itself reports a full disk."""
     cdef int failed = posix_allocate(file, upto)
     if failed == -EOPNOTSUPP or failed == -ENOSYS:
+        file.allocated = upto       # asked once is enough
         return 0
     return failed
+
+
+cdef int posix_reserve(int fd, int64_t upto) noexcept nogil:
+    while fallocate(fd, FALLOC_FL_KEEP_SIZE, 0, upto) != 0:
+        if errno == EOPNOTSUPP or errno == ENOSYS:
+            return 0
+        if errno != EINTR:
+            return -errno
+    return 0
 
 
 cdef int posix_write_at(int fd, const uint8_t* data, int64_t size, int64_t position) noexcept nogil:
@@ -161,6 +172,7 @@ cdef StorageOps mapped_ops
 mapped_ops.name = "mapped"
 mapped_ops.open = posix_open
 mapped_ops.allocate = mapped_allocate
+mapped_ops.reserve = posix_reserve
 mapped_ops.append = mapped_append
 mapped_ops.write_at = posix_write_at
 mapped_ops.sync_data = posix_sync_data

@@ -25,6 +25,10 @@ from gateway.log.recovery import Recovered, recover
 
 # How long `close` lets the disk finish what it was given before the rest is left behind (it was never acknowledged).
 CLOSE_TIMEOUT_S = 30.0
+# A full disk may stay so for days: whoever ends the gateway then waits no longer than this for room.
+FULL_DISK_TIMEOUT_S = 2.0
+# How often the two above are looked at.
+FLUSH_STEP_S = 0.25
 
 
 class Engine:
@@ -121,8 +125,23 @@ class Engine:
         return dict(self._recovered)
 
     def flush(self, timeout_s: float = CLOSE_TIMEOUT_S) -> bool:
-        """Wait until everything in the rings is durable, or its stream failed. False: not within the time."""
-        return self.writer.flush(timeout_s)
+        """Wait until everything in the rings is durable, or its stream failed.
+
+        False: not within the time, or the disk is full and FULL_DISK_TIMEOUT_S brought no room.
+        """
+        started = time.monotonic()
+        while True:
+            waited_s = time.monotonic() - started
+            if self.writer.flush(min(FLUSH_STEP_S, max(0.0, timeout_s - waited_s))):
+                return True
+            if waited_s >= self._patience_s(timeout_s) or not any(thread.is_alive() for thread in self._threads):
+                return False
+
+    def _patience_s(self, timeout_s: float) -> float:
+        """How long to wait for the disk, considering its state."""
+        states = map(self.writer.partition_state, self._partitions.values())
+        full = any(state["stalled_errno"] for state in states)
+        return min(timeout_s, FULL_DISK_TIMEOUT_S) if full else timeout_s
 
     def close(self, timeout_s: float = CLOSE_TIMEOUT_S) -> bool:
         """Make everything durable, seal cleanly, end the threads. False: the disk did not take everything in time.
@@ -132,9 +151,12 @@ class Engine:
         if os.getpid() != self._pid or not self._threads:
             return True
         self.writer.stop()
-        deadline = time.monotonic() + timeout_s
-        for thread in self._threads:
-            thread.join(max(0.0, deadline - time.monotonic()))
+        started = time.monotonic()
+        while any(thread.is_alive() for thread in self._threads):
+            if time.monotonic() - started >= self._patience_s(timeout_s):
+                break
+            for thread in self._threads:
+                thread.join(FLUSH_STEP_S)
         complete = not any(thread.is_alive() for thread in self._threads)
         if not complete:
             self.writer.stop(abandon=True)

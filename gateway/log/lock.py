@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import weakref
@@ -49,9 +50,18 @@ class DataLock:
         except BaseException:
             self._close()
             raise
-        os.ftruncate(self._descriptor, 0)
-        os.pwrite(self._descriptor, f"{os.getpid()}\n".encode("ascii"), 0)
         _held.add(self)
+        self._write_pid()
+
+    def _write_pid(self) -> None:
+        os.ftruncate(self._descriptor, 0)
+        try:
+            os.pwrite(self._descriptor, f"{os.getpid()}\n".encode("ascii"), 0)
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                self._close()
+                raise
+            # The lock holds without it; a gateway must start on a full disk too.
 
     def release(self) -> None:
         """Give the lock back; a second call does nothing."""

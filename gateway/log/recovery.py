@@ -137,8 +137,8 @@ class _Recovery:
         last = walked[-1]
         cut = self._cut(last)
         for segment in walked:
+            self._sync_log(segment)  # first, since what it cuts off may be the last room on the disk
             self._write_indexes(segment, sealed=segment is not last or last.next_offset < durable)
-            self._sync_log(segment)
         lost = max(durable - last.next_offset, 0)
         if lost:
             last = self._begin_segment(durable)
@@ -334,16 +334,19 @@ def _content_end(segment: Segment, start: int, end: int) -> int:
 
 
 def _write_durably(path: Path, content: bytes) -> None:
-    """Have exactly `content` in the file, on the disk. What is there already is not written again."""
+    """Have exactly `content` in the file, on the disk. What is there already is not written again.
+
+    Its blocks are kept, since a full disk may have no others: a crash in between leaves a mixture, to be rebuilt again.
+    """
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     try:
         with open(descriptor, "rb", buffering=0, closefd=False) as file:
             old = file.read(len(content) + 1) or b""
         if old != content:
-            os.ftruncate(descriptor, 0)
             written = 0
             while written < len(content):
                 written += os.pwrite(descriptor, content[written:], written)
+            os.ftruncate(descriptor, len(content))
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
