@@ -276,6 +276,9 @@ class _Recovery:
         path = self.directory / segment_name(base)
         with Segment(self.directory, base) as segment:
             empty = segment.is_zero(0, segment.size)
+        # The log comes last: without it, an interrupted recovery would leave indexes that nobody removes.
+        for suffix in (INDEX_SUFFIX, TIME_SUFFIX):
+            (self.directory / segment_name(base, suffix)).unlink(missing_ok=True)
         if empty:
             path.unlink()
         else:
@@ -286,8 +289,6 @@ class _Recovery:
                 number += 1
             path.rename(target)
             self.set_aside.append(target)
-        for suffix in (INDEX_SUFFIX, TIME_SUFFIX):
-            (self.directory / segment_name(base, suffix)).unlink(missing_ok=True)
 
     def _cut(self, last: _Walked) -> tuple[int, Damage | None] | None:
         """What the tail of the last segment loses: bytes of content and the reason."""
@@ -334,16 +335,33 @@ def _content_end(segment: Segment, start: int, end: int) -> int:
 
 
 def _write_durably(path: Path, content: bytes) -> None:
-    """Have exactly `content` in the file, on the disk. What is there already is not written again."""
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    """Have exactly `content` in the file, on the disk; a crash leaves it as it was. The caller syncs the directory.
+
+    Half an index could end after a whole entry: nobody would see that the rest is missing. What is there already is not
+    written again.
+    """
+    if _holds(path, content):
+        descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+        return
+    new = path.with_name(f".{path.name}.new")
+    descriptor = os.open(new, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
     try:
-        with open(descriptor, "rb", buffering=0, closefd=False) as file:
-            old = file.read(len(content) + 1) or b""
-        if old != content:
-            os.ftruncate(descriptor, 0)
-            written = 0
-            while written < len(content):
-                written += os.pwrite(descriptor, content[written:], written)
+        written = 0
+        while written < len(content):
+            written += os.pwrite(descriptor, content[written:], written)
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+    new.replace(path)
+
+
+def _holds(path: Path, content: bytes) -> bool:
+    """Is that what the file holds?"""
+    try:
+        return path.stat().st_size == len(content) and path.read_bytes() == content
+    except FileNotFoundError:
+        return False
