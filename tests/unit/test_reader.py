@@ -153,8 +153,8 @@ def test_the_example_in_the_packages_docstring_runs(partition: Partition, capsys
         (now - 59_000, b"plant/1/humidity", b"another", []),
     ]
     Partition(path).add([batch.encode([row], offset) for offset, row in enumerate(rows)], sealed=False)
-    text = gateway.__doc__ or ""
-    example = textwrap.dedent(text[text.index("    import gateway") :])
+    indented = [line for line in (gateway.__doc__ or "").splitlines() if line.startswith("    ")]
+    example = textwrap.dedent("\n".join(indented))
     assert '"/var/lib/gateway"' in example
     exec(example.replace("/var/lib/gateway", str(path.parent)), {})  # noqa: S102  # it is our own
     printed = capsys.readouterr().out.splitlines()
