@@ -11,7 +11,6 @@ from bench.common import Skipped, machine
 
 MODULES = {
     "mqtt_listener": "messages/s into the log, beside an aiomqtt receive loop behind Mosquitto",
-    "mqtt_ack": "QoS 1 acknowledgements/s, on disk, beside Mosquitto",
     "storage_append": "ring to durable by record size, mapped and pwrite",
 }
 

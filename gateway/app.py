@@ -190,6 +190,17 @@ class App:
 
     def _log_recovery(self) -> None:
         for stream, found in self.engine.recovered.items():
+            for damage in found.damages:
+                logger.error(
+                    "damage among acknowledged records", extra={"fields": {"stream": stream, "place": str(damage)}}
+                )
+            if found.lost_records:
+                logger.error(
+                    "acknowledged records are gone: the log ends before what was durable",
+                    extra={"fields": {"stream": stream, "records": found.lost_records}},
+                )
+            for path in found.set_aside:
+                logger.warning("segment set aside", extra={"fields": {"stream": stream, "file": str(path)}})
             if found.cut_bytes:
                 logger.warning(
                     "recovery cut a torn tail that was never acknowledged",

@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from gateway.clock import NS_PER_S, format_duration, format_size, monotonic_ns, realtime_ns
+from gateway.clock import NS_PER_MS, NS_PER_S, format_size, monotonic_ns, realtime_ns
 from gateway.errors import GatewayError
 
 if TYPE_CHECKING:
@@ -211,11 +211,18 @@ class _Row:
     records_per_s: float = 0.0
     bytes_per_s: float = 0.0
 
+
+@dataclass
+class Look:
+    """What there is to see at one moment."""
+
+    rows: dict[str, _Row]
+    commits_per_s: float
+    sync_ms: float  # mean, of the last two seconds
+
     @property
-    def lag(self) -> str:
-        if not self.lag_records or not self.records_per_s:
-            return "0"
-        return f"{self.lag_records:,} ({format_duration(self.lag_records / self.records_per_s * NS_PER_S)})"
+    def disk(self) -> str:
+        return f"{self.commits_per_s:,.0f} commits/s, {self.sync_ms:.1f} ms each until the disk has them"
 
 
 class Meter:
@@ -225,27 +232,31 @@ class Meter:
 
     def __init__(self, app: App) -> None:
         self._app = app
-        self._history: list[tuple[int, dict[str, tuple[int, int]]]] = []
+        self._history: list[tuple[int, dict[str, int], dict[str, _Row]]] = []
 
-    def look(self) -> dict[str, _Row]:
+    def look(self) -> Look:
         statistics = self._app.statistics()
-        now_ns = monotonic_ns()
         rows = {name: self._row(name, state) for name, state in sorted(statistics["streams"].items())}
         for name, source in self._app.config.sources().items():
             stream = getattr(source, "stream", TELEMETRY)
             if stream in rows:
                 rows[stream].lost += int(statistics["sources"].get(name, {}).get("lost", 0))
-        self._history.append((now_ns, {name: (row.records, row.bytes) for name, row in rows.items()}))
-        while len(self._history) > 2 and now_ns - self._history[1][0] >= self.SPAN_NS:
+        self._history.append((monotonic_ns(), statistics["writer"], rows))
+        while len(self._history) > 2 and self._history[-1][0] - self._history[1][0] >= self.SPAN_NS:
             del self._history[0]
-        since_ns, before = self._history[0]
-        elapsed_s = (now_ns - since_ns) / NS_PER_S
+        return self._rates()
+
+    def _rates(self) -> Look:
+        """Between the oldest look and the newest."""
+        (since_ns, writer_before, before), (now_ns, writer, rows) = self._history[0], self._history[-1]
+        elapsed_s = max(now_ns - since_ns, 1) / NS_PER_S
         for name, row in rows.items():
-            records, size = before.get(name, (0, 0))
-            if elapsed_s > 0:
-                row.records_per_s = (row.records - records) / elapsed_s
-                row.bytes_per_s = (row.bytes - size) / elapsed_s
-        return rows
+            earlier = before.get(name, _Row())
+            row.records_per_s = (row.records - earlier.records) / elapsed_s
+            row.bytes_per_s = (row.bytes - earlier.bytes) / elapsed_s
+        commits = writer["commits"] - writer_before["commits"]
+        sync_ms = (writer["sync_ns"] - writer_before["sync_ns"]) / max(commits, 1) / NS_PER_MS
+        return Look(rows, commits / elapsed_s, sync_ms)
 
     def _row(self, name: str, state: dict[str, Any]) -> _Row:
         recovered = self._app.engine.recovered.get(name)
@@ -254,27 +265,28 @@ class Meter:
         return _Row(state["records"], state["bytes"], lag, state["lost"])
 
 
-def _table(rows: dict[str, _Row], left_s: float) -> Table:
+def _table(look: Look, left_s: float) -> Table:
     from rich.table import Table
 
-    table = Table(title=f"gateway demo: {left_s:.0f} s left", title_justify="left", caption_justify="left")
+    table = Table(title=f"gateway demo: {left_s:.0f} s left", title_justify="left", caption=look.disk)
+    table.caption_justify = "left"
     table.add_column("stream", no_wrap=True, min_width=10)
-    for heading, width in (("records", 9), ("records/s", 9), ("bytes/s", 11), ("lag to durable", 18), ("lost", 5)):
+    for heading, width in (("records", 9), ("records/s", 9), ("bytes/s", 11), ("lag to durable", 15), ("lost", 5)):
         table.add_column(heading, justify="right", no_wrap=True, min_width=width)
-    for name, row in rows.items():
+    for name, row in look.rows.items():
         lost = f"[red]{row.lost:,}[/red]" if row.lost else "0"
         rate = f"{format_size(row.bytes_per_s)}/s"
-        table.add_row(name, f"{row.records:,}", f"{row.records_per_s:,.0f}", rate, row.lag, lost)
+        table.add_row(name, f"{row.records:,}", f"{row.records_per_s:,.0f}", rate, f"{row.lag_records:,} records", lost)
     return table
 
 
-def _line(rows: dict[str, _Row], left_s: float) -> str:
+def _line(look: Look, left_s: float) -> str:
     parts = [
-        f"{name}: {row.records:,} records, {row.records_per_s:,.0f}/s, {format_size(row.bytes_per_s)}/s, "
-        f"lag {row.lag}, lost {row.lost:,}"
-        for name, row in rows.items()
+        f"{name} {row.records:,} records ({row.records_per_s:,.0f}/s, {format_size(row.bytes_per_s)}/s, "
+        f"{row.lag_records:,} not yet durable, {row.lost:,} lost)"
+        for name, row in look.rows.items()
     ]
-    return f"{left_s:4.0f} s left  " + " | ".join(parts)
+    return f"{left_s:4.0f} s left: " + "; ".join(parts) + f"; {look.disk}"
 
 
 async def _show_until(app: App, seconds: float, ended: asyncio.Event) -> None:
@@ -288,12 +300,12 @@ async def _show_until(app: App, seconds: float, ended: asyncio.Event) -> None:
     with contextlib.ExitStack() as stack:
         live = stack.enter_context(Live(console=console, auto_refresh=False)) if console.is_terminal else None
         while (left_ns := deadline_ns - monotonic_ns()) > 0 and not ended.is_set():
-            rows = meter.look()
+            look = meter.look()
             if live is not None:
-                live.update(_table(rows, left_ns / NS_PER_S), refresh=True)
+                live.update(_table(look, left_ns / NS_PER_S), refresh=True)
             elif monotonic_ns() >= next_line_ns:
                 next_line_ns += int(LINE_EVERY_S * NS_PER_S)
-                print(_line(rows, left_ns / NS_PER_S), flush=True)  # noqa: T201  # the demo talks to people
+                print(_line(look, left_ns / NS_PER_S), flush=True)  # noqa: T201  # the demo talks to people
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(ended.wait(), min(REFRESH_S, left_ns / NS_PER_S))
 

@@ -5,7 +5,7 @@ DefaultRecord.java.
 """
 
 from collections.abc import Iterable, Sequence
-from typing import TypeAlias
+from typing import Self, TypeAlias
 
 Buffer: TypeAlias = bytes | bytearray | memoryview
 
@@ -80,7 +80,7 @@ class KeyFilter:
     nothing. ValueError for a filter that MQTT does not allow.
     """
 
-    def __init__(self, filters: str | bytes | Iterable[str | bytes]) -> None: ...
+    def __new__(cls, filters: str | bytes | Iterable[str | bytes]) -> Self: ...
     @property
     def filters(self) -> tuple[str | bytes, ...]: ...
     def matches(self, key: bytes | None) -> bool: ...
@@ -92,8 +92,8 @@ class Selection:
     slack, or later, ends the reading of that segment.
     """
 
-    def __init__(
-        self,
+    def __new__(
+        cls,
         *,
         offset_from: int | None = None,
         offset_to: int | None = None,
@@ -101,7 +101,7 @@ class Selection:
         time_to: int | None = None,
         time_slack: int = 0,
         keys: KeyFilter | str | bytes | Iterable[str | bytes] | None = None,
-    ) -> None: ...
+    ) -> Self: ...
     @property
     def offset_from(self) -> int: ...
     @property

@@ -1,4 +1,4 @@
-from typing import Any
+from typing import Any, Self
 
 CAPACITY_MIN: int
 CAPACITY_MAX: int
@@ -11,8 +11,8 @@ FAILED: int
 class Ring:
     """One ring, seen from its producing thread. Made by ``Writer.ring``."""
 
-    def __init__(
-        self,
+    def __new__(
+        cls,
         owner: Any,
         name: str,
         capacity: int,
@@ -20,7 +20,7 @@ class Ring:
         partition_count: int,
         writer_fd: int,
         writer_sleeping: int,
-    ) -> None: ...
+    ) -> Self: ...
     @property
     def name(self) -> str: ...
     @property

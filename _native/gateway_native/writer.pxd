@@ -68,6 +68,7 @@ cdef struct Partition:
     bint new_directory              # its entry in the parent is not synced yet
     bint new_files                  # the directory has entries that are not synced yet
     bint dirty
+    bint roll                       # the next batch begins a new segment: the clock stepped back
     bint full_disk                  # the open batch waits for room on the disk
     int64_t next_offset
     int64_t last_timestamp          # ms

@@ -1,11 +1,11 @@
-from typing import Any
+from typing import Any, Self
 
 from gateway_native.ring import Ring
 
 STEPS: dict[int, str]
 
 class Writer:
-    def __init__(self, storage: str = "mapped", buffer_bytes: int = 67108864, partitions_max: int = 1024) -> None: ...
+    def __new__(cls, storage: str = "mapped", buffer_bytes: int = 67108864, partitions_max: int = 1024) -> Self: ...
     @property
     def partitions_max(self) -> int: ...
     @property

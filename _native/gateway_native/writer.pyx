@@ -298,9 +298,9 @@ cdef bint append_open_batch(Writer w, Partition* p) noexcept nogil:
     if batch.finished_bytes == 0:
         batch.finished_bytes = batch_finish(&batch.builder)
     last_offset = batch.builder.base_offset + batch.builder.count - 1
-    if p.active is not NULL and not active_has_room(
+    if p.active is not NULL and p.active.log.position > 0 and (p.roll or not active_has_room(
             p.active, batch.finished_bytes, last_offset, batch.builder.max_timestamp, p.segment_bytes,
-            p.segment_age_ms):
+            p.segment_age_ms)):
         failed = seal_segment(w, p)
         if failed:
             fail_partition(w, p, failed, STEP_SEAL)
@@ -321,6 +321,7 @@ cdef bint append_open_batch(Writer w, Partition* p) noexcept nogil:
     if failed:
         fail_partition(w, p, failed, STEP_ALLOCATE_APPEND)
         return False
+    p.roll = False
     clear_full_disk(w, p)
     bump(&w.batches, 1)
     bump(&w.log_bytes, batch.finished_bytes)
@@ -357,6 +358,14 @@ cdef int open_batch(Writer w, Partition* p, RingSlot* slot) noexcept nogil:
     return 1
 
 
+cdef bint take_failed(Partition* p) noexcept nogil:
+    """A record found no way in. True: its partition failed, and it is counted as lost. False: the slot waits."""
+    if not gw_load_relaxed(&p.failed):
+        return False
+    bump(&p.lost, 1)
+    return True
+
+
 cdef bint take_record(Writer w, uint64_t ring_index, RingSlot* slot) noexcept nogil:
     """Put the slot's record into its partition's open batch. False: not now; the slot stays in the ring."""
     cdef Partition* p = w.partitions[slot.partition]
@@ -369,14 +378,20 @@ cdef bint take_record(Writer w, uint64_t ring_index, RingSlot* slot) noexcept no
         return True
     if p.full_disk:
         return False
+    if p.last_timestamp - timestamp > CLAMP_MS:
+        # Look-up by time relies on times that do not run back within a segment.
+        if p.open is not NULL and p.open.builder.count > 0 and not append_open_batch(w, p):
+            return take_failed(p)
+        p.roll = True
+        p.last_timestamp = timestamp
     ready = open_batch(w, p, slot)
     if ready < 0:
         bump(&p.lost, 1)
         return True
     if ready == 0:
         return False
-    if timestamp < p.last_timestamp and p.last_timestamp - timestamp <= CLAMP_MS:
-        timestamp = p.last_timestamp
+    if timestamp < p.last_timestamp:
+        timestamp = p.last_timestamp        # a small step back: time stands still
     batch_append(&p.open.builder, timestamp, key, <int32_t>slot.key_bytes, value, <int32_t>slot.value_bytes,
                  value + slot.value_bytes, slot.headers_bytes)
     p.last_timestamp = timestamp
@@ -415,16 +430,18 @@ cdef bint drain_ring(Writer w, uint64_t index) noexcept nogil:
 
 
 cdef bint drain_rings(Writer w) noexcept nogil:
-    """One turn for each ring. Where the batch buffers ran out, the next round begins: others may not take them first."""
+    """One turn for each ring. Where the batch buffers run out, the round ends there, and the next begins with whoever got
+    nothing: a large record would else find them taken by others every time."""
     cdef bint moved = False
+    cdef bint served
     cdef uint64_t count = gw_load_acquire(&w.ring_count)
     cdef uint64_t i, index
     for i in range(count):
         index = (w.first_ring + i) % count
-        if drain_ring(w, index):
-            moved = True
+        served = drain_ring(w, index)
+        moved = moved or served
         if w.starved:
-            w.first_ring = index
+            w.first_ring = index + 1 if served else index
             break
     return moved
 

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import difflib
 import functools
+import itertools
 import json
+import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -20,9 +24,6 @@ if TYPE_CHECKING:
 F = TypeVar("F", bound=Callable[..., Any])
 
 DEFAULT_CONFIG = Path("gateway.toml")
-
-# A time such as -10m begins like an option; click then passes it on as an argument.
-TIMES_ALLOWED = {"ignore_unknown_options": True}
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of text.")
 
@@ -58,14 +59,41 @@ def _data_directory(data: Path | None, config: Path | None) -> Path:
     return data_directory(config or DEFAULT_CONFIG)
 
 
-def command_with_examples(name: str, examples: str, **settings: Any) -> Callable[[Callable[..., Any]], click.Command]:
-    """A command whose help ends with examples, one a line."""
+class _TimesCommand(click.Command):
+    """A command whose arguments may be times such as -10m, which begin like an option."""
+
+    def make_context(
+        self, info_name: str | None, args: list[str], parent: click.Context | None = None, **extra: Any
+    ) -> click.Context:
+        return super().make_context(info_name, args, parent, ignore_unknown_options=True, **extra)
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """click passes on every option it does not know; only what begins with a digit is meant to be."""
+        known = [option for parameter in self.get_params(ctx) for option in parameter.opts]
+        for argument in itertools.takewhile(lambda argument: argument != "--", args):
+            name = argument.partition("=")[0] if argument.startswith("--") else argument[:2]
+            if re.match(r"-[^0-9]", argument) and name not in known:
+                near = difflib.get_close_matches(name, known, 3, 0.6)
+                raise click.NoSuchOption(name, possibilities=near, ctx=ctx)
+        return super().parse_args(ctx, args)
+
+
+def command_with_examples(
+    name: str, summary: str, examples: str, *, takes_times: bool = False
+) -> Callable[[Callable[..., Any]], click.Command]:
+    """A command that is listed with its summary and whose help ends with examples, one a line."""
     lines = "\n".join(f"  {line.strip()}" for line in examples.strip().splitlines())
-    return click.command(name, epilog=f"\b\nExamples:\n{lines}", **settings)
+    kind = _TimesCommand if takes_times else click.Command
+    return click.command(name, cls=kind, short_help=summary, epilog=f"\b\nExamples:\n{lines}")
 
 
 def print_json(report: object) -> None:
-    click.echo(json.dumps(report, ensure_ascii=False, indent=2 if sys.stdout.isatty() else None, default=str))
+    """One object: indented on a terminal, one line otherwise."""
+    click.echo(json.dumps(report, ensure_ascii=False, indent=2 if sys.stdout.isatty() else None, default=_plain))
+
+
+def _plain(value: object) -> str:
+    return value.isoformat(timespec="milliseconds") if isinstance(value, datetime) else str(value)
 
 
 def print_table(rows: Sequence[Sequence[str]], *, right: Sequence[int] = ()) -> None:

@@ -22,6 +22,7 @@ def command() -> None:
 
 @command_with_examples(
     "check",
+    "Check a configuration without starting anything.",
     """
     gateway config check
     gateway config check -c /etc/gateway/gateway.toml --json

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import shlex
+import shutil
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +24,7 @@ NEWEST_READINGS = 5
 
 @command_with_examples(
     "demo",
+    "Try everything on this machine, for 20 seconds.",
     """
     gateway demo
     gateway demo --seconds 60 --data /tmp/try-gateway
@@ -67,38 +72,44 @@ def _replay(directory: Path, outcome: Outcome) -> bool:
     log = gateway.open(directory)
     click.echo()
     click.secho("Replayed from the log", bold=True)
-    found = [_show_counts(log, outcome), _show_readings(log, outcome), _show_pictures(log, directory, outcome)]
+    found = [_show_counts(log, outcome), _show_readings(log), _show_pictures(log, directory, outcome)]
     click.echo()
     click.secho("Try next", bold=True)
-    click.echo(f"  gateway stream list --data {directory}")
-    click.echo(f"  gateway read telemetry --data {directory} --start -5m --limit 5 --json")
-    click.echo(f"  gateway verify --data {directory}")
+    program, data = _program(), shlex.quote(str(directory))
+    click.echo(f"  {program} stream list --data {data}")
+    click.echo(f"  {program} read telemetry --data {data} --offsets -5: --json")
+    click.echo(f"  {program} verify --data {data}")
     return all(found)
+
+
+def _program() -> str:
+    """How one types this program's name here: it may stand in a .venv that is not on PATH."""
+    return "gateway" if shutil.which("gateway") else shlex.quote(os.path.relpath(sys.argv[0]))
 
 
 def _show_counts(log: Log, outcome: Outcome) -> bool:
     from gateway import demo
 
-    span = f"{format_duration(outcome.ended_ns - outcome.started_ns)}"
+    duration = format_duration(outcome.ended_ns - outcome.started_ns)
     is_complete = True
     for name in (demo.TELEMETRY, *demo.CAMERAS):
         records, size = 0, 0
         if name in log.streams():
-            for record in log[name].read(start=_instant(log, outcome.started_ns), end=_instant(log, outcome.ended_ns)):
+            span = log[name].read(start=_instant(log, outcome.started_ns), end=_instant(log, outcome.ended_ns))
+            for _, _, _, value, _ in span.rows():
                 records += 1
-                size += len(record.value or b"")
+                size += len(value or b"")
         is_complete &= records > 0
-        click.echo(f"  {name:<10} {records:>8,} records, {format_size(size)} in {span}")
+        click.echo(f"  {name:<10} {records:>8,} records, {format_size(size)} in {duration}")
     sensors = outcome.simulated.get("sensors", {})
     if sensors:
         click.echo(f"  The sensors published {sensors['published']:,}; {sensors['acknowledged']:,} were acknowledged.")
     return is_complete
 
 
-def _show_readings(log: Log, outcome: Outcome) -> bool:
-    """The newest value of a few sensors."""
+def _show_readings(log: Log) -> bool:
+    """The values that came last."""
     from gateway import demo
-    from gateway.commands.output import as_text
 
     if demo.TELEMETRY not in log.streams():
         return False
@@ -107,8 +118,10 @@ def _show_readings(log: Log, outcome: Outcome) -> bool:
     newest = list(stream.read(offsets=(max(stream.log_start_offset, end - NEWEST_READINGS), end)))
     click.echo()
     click.secho("Newest readings", bold=True)
+    shown_characters = max(80, shutil.get_terminal_size().columns)
     for record in newest:
-        click.echo("  " + as_text(record), nl=False)
+        key, value = (raw.decode("utf-8", "replace") for raw in (record.key or b"", record.value or b""))
+        click.echo(f"  {record.timestamp:%H:%M:%S.%f}"[:-3] + f"  {key:<40}  {value}"[: shown_characters - 14])
     return bool(newest)
 
 
@@ -125,14 +138,17 @@ def _show_pictures(log: Log, directory: Path, outcome: Outcome) -> bool:
         newest = stream.describe()["newest"]
         frame = stream.at(newest)
         write_picture(picture, frame.bgr)
-        report = stream.export(clip, _instant(log, outcome.started_ns), _instant(log, outcome.ended_ns))
+        report = stream.export(clip, _instant(log, outcome.started_ns), _instant(log, outcome.ended_ns), overwrite=True)
     except (NoFrame, GatewayError) as error:
         click.echo(f"  No picture: {error}")
         return False
     height, width = frame.bgr.shape[:2]
     click.secho("Pictures", bold=True)
     click.echo(f"  {picture}  {width}x{height}, received {frame.timestamp.isoformat(timespec='milliseconds')}")
-    click.echo(f"  {clip}  {report}")
+    click.echo(
+        f"  {clip}  {report.width}x{report.height} {report.codec}, {report.frames} frames, {report.duration_s:.1f} s, "
+        f"{format_size(report.bytes)}"
+    )
     return True
 
 

@@ -7,7 +7,6 @@ from pathlib import Path
 import click
 
 from gateway.commands.common import (
-    TIMES_ALLOWED,
     command_with_examples,
     data_options,
     json_option,
@@ -16,21 +15,24 @@ from gateway.commands.common import (
     values_are_usage,
 )
 
+PROGRESS_STEPS = 1_000
+
 
 @command_with_examples(
     "export",
+    "Write a camera's pictures to an MP4 file.",
     """
     gateway export gate-1 clip.mp4 --start "2026-11-23 08:00" --end "2026-11-23 08:05"
     gateway export gate-1 clip.mp4 --start -10m
     """,
-    context_settings=TIMES_ALLOWED,
+    takes_times=True,
 )
 @click.argument("stream")
 @click.argument("out", type=click.Path(path_type=Path, dir_okay=False))
 @click.option("--start", metavar="TIME", help="From this time on; the clip begins with the key frame before it.")
 @click.option("--end", metavar="TIME", help="Up to this time (exclusive).")
-@click.option("--camera", help="Which, in a stream of several cameras.")
-@click.option("--overwrite", is_flag=True, help="Replace OUT if it is there.")
+@click.option("--camera", help="Which one, in a stream of several.")
+@click.option("--overwrite", is_flag=True, help="Replace OUT if it exists.")
 @json_option
 @data_options
 def command(
@@ -46,14 +48,15 @@ def command(
     """Write the pictures of camera STREAM to OUT (.mp4), without encoding them again."""
     import gateway
 
-    with values_are_usage(), progress(f"Writing {out.name}") as step:
-        report = gateway.open(data)[stream].export(
+    opened = gateway.open(data)[stream]
+    with values_are_usage(), progress("Exporting") as step:
+        report = opened.export(
             out,
             start,
             end,
             camera=camera,
             overwrite=overwrite,
-            progress=lambda done: step(round(done * 1_000), 1_000),
+            progress=lambda done: step(int(done * PROGRESS_STEPS), PROGRESS_STEPS),
         )
     if as_json:
         print_json(report_object(report))

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 import click
 
 from gateway.commands.common import (
-    TIMES_ALLOWED,
     command_with_examples,
     data_options,
     json_option,
@@ -26,26 +25,28 @@ _FORMATS = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
 
 @command_with_examples(
     "frame",
+    "Write the picture of an instant to a file.",
     """
     gateway frame gate-1 "2026-11-23 08:13:04.250" gate.png
     gateway frame gate-1 -10m gate.jpg --data /var/lib/gateway
     """,
-    context_settings=TIMES_ALLOWED,
+    takes_times=True,
 )
 @click.argument("stream")
 @click.argument("at")
 @click.argument("out", type=click.Path(path_type=Path, dir_okay=False))
 @click.option("--max-age", default="2s", show_default=True, help="How old the picture may be at that instant.")
+@click.option("--camera", help="Which one, in a stream of several.")
 @json_option
 @data_options
-def command(stream: str, at: str, out: Path, max_age: str, as_json: bool, data: Path) -> None:
+def command(stream: str, at: str, out: Path, max_age: str, camera: str | None, as_json: bool, data: Path) -> None:
     """Write to OUT (.png or .jpg) the picture of camera STREAM that was on screen at the time AT."""
     import gateway
 
     if out.suffix.lower() not in _FORMATS:
         raise UsageError(f"{out} names no picture format; end it in .png or .jpg.")
     with values_are_usage():
-        frame = gateway.open(data)[stream].at(at, max_age=max_age)
+        frame = gateway.open(data)[stream].at(at, max_age=max_age, camera=camera)
     write_picture(out, frame.bgr)
     height, width = frame.bgr.shape[:2]
     shown = frame.timestamp.isoformat(timespec="milliseconds")

@@ -59,6 +59,7 @@ routes = [{{ filter = "#", stream = "telemetry" }}]
 
 @command_with_examples(
     "init",
+    "Write a commented configuration.",
     """
     gateway init
     gateway init /etc/gateway/gateway.toml --data /var/lib/gateway

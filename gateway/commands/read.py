@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Literal
 import click
 
 from gateway.commands import output
-from gateway.commands.common import TIMES_ALLOWED, command_with_examples, data_options, values_are_usage
+from gateway.commands.common import command_with_examples, data_options, values_are_usage
 from gateway.errors import UsageError
 
 if TYPE_CHECKING:
@@ -23,6 +23,7 @@ _OFFSETS = re.compile(r"(-?\d+)?:(-?\d+)?")
 
 @command_with_examples(
     "read",
+    "Print the records of a stream.",
     """
     gateway read telemetry --start -10m
     gateway read telemetry --start "2026-11-23 08:00" --end "2026-11-23 09:00" --json
@@ -30,7 +31,7 @@ _OFFSETS = re.compile(r"(-?\d+)?:(-?\d+)?")
     gateway read telemetry --offsets -10:
     gateway read telemetry --follow --json | jq .value
     """,
-    context_settings=TIMES_ALLOWED,
+    takes_times=True,
 )
 @click.argument("stream")
 @click.option("--start", metavar="TIME", help="From this time on (inclusive).")

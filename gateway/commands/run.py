@@ -11,6 +11,7 @@ from gateway.commands.common import DEFAULT_CONFIG, command_with_examples
 
 @command_with_examples(
     "run",
+    "Record until told to stop.",
     """
     gateway run
     gateway run -c /etc/gateway/gateway.toml --log-format json

@@ -28,11 +28,12 @@ _eof_option = click.option("--until-eof", is_flag=True, hidden=True, help="Stop 
 
 @click.group("simulate")
 def command() -> None:
-    """Play sensors or cameras to try things with."""
+    """Play sensors or cameras, to try things with."""
 
 
 @command_with_examples(
     "camera",
+    "Serve moving pictures over RTSP.",
     """
     gateway simulate camera
     gateway simulate camera --name gate-1 --name gate-2 --size 1280x720 --fps 25
@@ -97,6 +98,7 @@ command.add_command(camera)
 
 @command_with_examples(
     "sensors",
+    "Publish changing values over MQTT.",
     """
     gateway simulate sensors
     gateway simulate sensors --to mqtt://127.0.0.1:1883 --count 1000 --rate 5000 --qos 1

@@ -19,6 +19,7 @@ def command() -> None:
 
 @command_with_examples(
     "list",
+    "List streams, their offsets, times and sizes.",
     """
     gateway stream list
     gateway stream list --data /var/lib/gateway --json
@@ -33,9 +34,7 @@ def list_streams(as_json: bool, data: Path) -> None:
     log = gateway.open(data)
     streams = [{"stream": name, **log[name].describe()} for name in log.streams()]
     if as_json:
-        print_json(
-            {"data": str(data), "timezone": str(log.timezone), "streams": [_plain(stream) for stream in streams]}
-        )
+        print_json({"data": str(data), "timezone": str(log.timezone), "streams": streams})
         return
     if not streams:
         click.echo(f"There are no streams in {data} yet.")
@@ -61,10 +60,3 @@ def _row(stream: dict[str, Any]) -> tuple[str, ...]:
 
 def _time(moment: datetime | None) -> str:
     return "-" if moment is None else moment.isoformat(timespec="milliseconds")
-
-
-def _plain(stream: dict[str, Any]) -> dict[str, Any]:
-    return {
-        name: value.isoformat(timespec="milliseconds") if isinstance(value, datetime) else value
-        for name, value in stream.items()
-    }

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import struct
 import warnings
+from collections.abc import Collection
 from pathlib import Path
 from typing import NamedTuple
 
@@ -71,10 +72,13 @@ def _parse(kind: type, data: bytes) -> list[Batch]:
     return batches
 
 
-def index_model(batches: list[Batch], base_offset: int, *, sealed: bool = True) -> tuple[bytes, bytes]:
+def index_model(
+    batches: list[Batch], base_offset: int, *, sealed: bool = True, closed_after: Collection[int] = ()
+) -> tuple[bytes, bytes]:
     """`.index` and `.timeindex` as Kafka would write them for one append per batch.
 
-    Source: LogSegment.append, LogSegment.onBecomeInactiveSegment, TimeIndex.maybeAppend of Apache Kafka 4.
+    closed_after: last offsets of batches after which the log was closed and opened again.
+    Source: append, close and onBecomeInactiveSegment of LogSegment, maybeAppend of TimeIndex, Apache Kafka 4.
     """
     offsets, times = b"", b""
     since_entry = 0
@@ -95,6 +99,8 @@ def index_model(batches: list[Batch], base_offset: int, *, sealed: bool = True) 
             times += add_time()
             since_entry = 0
         since_entry += batch.size
+        if batch.last_offset in closed_after:
+            times += add_time()
     if sealed:
         times += add_time()
     return offsets, times
@@ -110,7 +116,7 @@ def segment_file(directory: Path, base_offset: int, suffix: str = "log") -> Path
     return directory / f"{base_offset:020d}.{suffix}"
 
 
-def read_partition(directory: Path, *, both: bool = True) -> list[Row]:
+def read_partition(directory: Path, *, both: bool = True, closed_after: Collection[int] = ()) -> list[Row]:
     """Every record of a cleanly closed partition, with contiguous offsets across its segments; indexes checked."""
     rows: list[Row] = []
     expected: int | None = None
@@ -124,7 +130,7 @@ def read_partition(directory: Path, *, both: bool = True) -> list[Row]:
                 assert row.offset == expected, f"offset {row.offset} where {expected} should be"
                 expected += 1
                 rows.append(row)
-        offsets, times = index_model(batches, base)
+        offsets, times = index_model(batches, base, closed_after=closed_after)
         assert segment_file(directory, base, "index").read_bytes() == offsets, f"index of segment {base}"
         assert segment_file(directory, base, "timeindex").read_bytes() == times, f"time index of segment {base}"
     return rows
