@@ -72,6 +72,7 @@ cdef struct Partition:
     bint full_disk                  # the open batch waits for room on the disk
     int64_t next_offset
     int64_t last_timestamp          # ms
+    uint64_t clock_steps            # the writer's count when last looked at
     uint64_t drained[RINGS_MAX]     # last sequence of each ring that is in a batch
     Partition* next_dirty
     # Handed over with a commit; the flusher's while it is READY.
@@ -114,6 +115,8 @@ cdef class Writer:
     cdef bint starved
     # The writer thread's own.
     cdef uint64_t positions[RINGS_MAX]
+    cdef int64_t ring_timestamps[RINGS_MAX]     # ms, of the record last looked at
+    cdef uint64_t clock_steps       # times that a ring's clock stepped back
     cdef Partition* dirty
     cdef uint64_t dirty_linger_ns
     cdef uint64_t dirty_bytes

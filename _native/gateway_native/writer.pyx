@@ -86,6 +86,8 @@ cdef enum:
     RETRY_NS = 200000000
     # A clock stepping back by up to this is clamped, so that time stands still rather than runs backwards.
     CLAMP_MS = 1000
+    # Rings are drained in turns, so after a stall one ring's records may be this much older than another's.
+    LAG_MS_MAX = 300000
 
 STEPS = {
     STEP_CREATE: "creating a segment",
@@ -358,6 +360,15 @@ cdef int open_batch(Writer w, Partition* p, RingSlot* slot) noexcept nogil:
     return 1
 
 
+cdef bint stepped_back(Writer w, Partition* p, uint64_t ring_index, int64_t timestamp) noexcept nogil:
+    """Did the clock step back by more than is clamped since the partition's last record? A lagging ring is no step."""
+    cdef int64_t back = p.last_timestamp - timestamp
+    if w.ring_timestamps[ring_index] - timestamp > CLAMP_MS:
+        w.clock_steps += 1
+    w.ring_timestamps[ring_index] = timestamp
+    return back > CLAMP_MS and (p.clock_steps != w.clock_steps or back > LAG_MS_MAX)
+
+
 cdef bint take_failed(Partition* p) noexcept nogil:
     """A record found no way in. True: its partition failed, and it is counted as lost. False: the slot waits."""
     if not gw_load_relaxed(&p.failed):
@@ -378,11 +389,12 @@ cdef bint take_record(Writer w, uint64_t ring_index, RingSlot* slot) noexcept no
         return True
     if p.full_disk:
         return False
-    if p.last_timestamp - timestamp > CLAMP_MS:
+    if stepped_back(w, p, ring_index, timestamp):
         # Look-up by time relies on times that do not run back within a segment.
         if p.open is not NULL and p.open.builder.count > 0 and not append_open_batch(w, p):
             return take_failed(p)
         p.roll = True
+        p.clock_steps = w.clock_steps
         p.last_timestamp = timestamp
     ready = open_batch(w, p, slot)
     if ready < 0:
@@ -391,7 +403,7 @@ cdef bint take_record(Writer w, uint64_t ring_index, RingSlot* slot) noexcept no
     if ready == 0:
         return False
     if timestamp < p.last_timestamp:
-        timestamp = p.last_timestamp        # a small step back: time stands still
+        timestamp = p.last_timestamp        # a small step back, or a ring that lags: time stands still
     batch_append(&p.open.builder, timestamp, key, <int32_t>slot.key_bytes, value, <int32_t>slot.value_bytes,
                  value + slot.value_bytes, slot.headers_bytes)
     p.last_timestamp = timestamp
@@ -666,7 +678,10 @@ cdef void sync_partition(Writer w, Partition* p) noexcept nogil:
         failed = timed_sync(w, p.commit_fd, False)
     if failed == 0 and p.commit_new_files:
         step = STEP_SYNC_DIRECTORY
-        failed = w.ops.sync_directory(p.directory)
+        # Once for each segment: after a power failure readers must not meet an empty watermark beside committed data.
+        failed = timed_sync(w, p.watermark_fd, True)
+        if failed == 0:
+            failed = w.ops.sync_directory(p.directory)
     if failed == 0 and p.commit_new_directory:
         step = STEP_SYNC_DIRECTORY
         failed = w.ops.sync_directory(p.parent)

@@ -338,8 +338,8 @@ def _content_end(segment: Segment, start: int, end: int) -> int:
 def _write_durably(path: Path, content: bytes) -> None:
     """Have exactly `content` in the file, on the disk; a crash leaves it as it was. The caller syncs the directory.
 
-    Half an index could end after a whole entry: nobody would see that the rest is missing. Only a disk without room for
-    a second copy is written in place: after a crash there, the next recovery walks the same segment and writes it again.
+    Half an index could end after a whole entry: nobody would see that the rest is missing. Only a disk without room
+    for a second copy is written in place: after a crash there, the next recovery walks the same segment again.
     """
     if _holds(path, content):
         _fill(path, content, os.O_RDWR)

@@ -1,4 +1,4 @@
-"""A full disk is a normal state: nothing acknowledged is lost, and ingest goes on by itself when there is room again."""
+"""A full disk is a normal state: nothing acknowledged is lost, and ingest goes on by itself once there is room."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def verify(data: Path) -> subprocess.CompletedProcess[str]:
 def test_ingest_waits_while_the_disk_is_full_and_goes_on_by_itself(
     disk_and_process: tuple[SmallDisk, GatewayProcess],
 ) -> None:
-    """Filled under load: no acknowledgement leaves; freed: the same connections go on, nothing is lost or out of order."""
+    """Filled under load: no acknowledgement leaves; freed: the same connections go on, nothing lost or out of order."""
     disk, process = disk_and_process
     publishers = publish_until_full(disk, process)
     time.sleep(0.5)

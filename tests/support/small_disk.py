@@ -1,4 +1,4 @@
-"""A small file system of its own, to be filled up. Needs root; without it, tests that want one are skipped, saying so."""
+"""A small file system of its own, to be filled up. Needs root; without it, tests that want one are skipped."""
 
 from __future__ import annotations
 

@@ -112,6 +112,21 @@ def test_time_stands_still_rather_than_run_backwards(tmp_path):
     assert sorted(path.name for path in (tmp_path / "a-0").glob("*.log")) == [f"{base:020d}.log" for base in (0, 5, 6)]
 
 
+def test_a_ring_that_lags_is_no_clock_that_steps(tmp_path):
+    """Two producers a minute apart, as after a stall, share one segment: time stands still for the late one."""
+    with RunningWriter() as running:
+        partition = running.writer.add_partition(str(tmp_path / "a-0"))
+        ahead, behind = running.ring(name="ahead"), running.ring(name="behind")
+        for number in range(50):
+            put(ahead, partition, b"a", b"", timestamp_ms=100_000 + number)
+            assert (
+                verdict_of(behind, partition, put(behind, partition, b"b", b"", timestamp_ms=40_000 + number)) == ACKED
+            )
+    times = [row.timestamp_ms for row in read_partition(tmp_path / "a-0")]
+    assert times == sorted(times)
+    assert len(list((tmp_path / "a-0").glob("*.log"))) == 1
+
+
 def test_time_is_clamped_across_a_restart(tmp_path):
     """The last time that recovery found counts as the newest."""
     with RunningWriter() as running:
