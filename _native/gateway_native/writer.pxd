@@ -115,7 +115,7 @@ cdef class Writer:
     cdef bint starved
     # The writer thread's own.
     cdef uint64_t positions[RINGS_MAX]
-    cdef int64_t ring_timestamps[RINGS_MAX]     # ms, of the record last looked at
+    cdef int64_t ring_timestamps[RINGS_MAX]     # ms, latest since its clock last stepped back
     cdef uint64_t clock_steps       # times that a ring's clock stepped back
     cdef Partition* dirty
     cdef uint64_t dirty_linger_ns

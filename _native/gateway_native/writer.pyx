@@ -365,7 +365,9 @@ cdef bint stepped_back(Writer w, Partition* p, uint64_t ring_index, int64_t time
     cdef int64_t back = p.last_timestamp - timestamp
     if w.ring_timestamps[ring_index] - timestamp > CLAMP_MS:
         w.clock_steps += 1
-    w.ring_timestamps[ring_index] = timestamp
+        w.ring_timestamps[ring_index] = timestamp
+    elif timestamp > w.ring_timestamps[ring_index]:
+        w.ring_timestamps[ring_index] = timestamp
     return back > CLAMP_MS and (p.clock_steps != w.clock_steps or back > LAG_MS_MAX)
 
 
