@@ -41,43 +41,45 @@ $(VENV)/.stamp-venv:
 	@$(PIP) --upgrade pip "setuptools>=77" wheel "cython>=3.1"
 	@touch $@
 
+# Beside their sources, so that an edited one needs no new installation.
+$(VENV)/.stamp-build: $(VENV)/.stamp-venv setup.py $(NATIVE_SOURCES)
+	@echo "Building the extension modules; the first time this takes a minute or two ..."
+	@PYTHON=$(BIN)/python .ci/check-machine >/dev/null
+	@$(BIN)/python setup.py --quiet build_ext --inplace
+	@touch $@
+
 define install
 	@echo "Installing into $(VENV): $(1) ..."
-	@PYTHONWARNINGS='ignore:Editable installation' $(PIP) --no-build-isolation --editable '$(1)'
+	@GATEWAY_EXTENSIONS=no PYTHONWARNINGS='ignore:Editable installation' \
+	    $(PIP) --no-build-isolation --editable '$(1)'
 	@touch $@
 endef
 
-$(VENV)/.stamp-run: $(VENV)/.stamp-venv pyproject.toml setup.py
+$(VENV)/.stamp-run: pyproject.toml | $(VENV)/.stamp-build
 	$(call install,.[all])
 
-$(VENV)/.stamp-test: $(VENV)/.stamp-venv pyproject.toml setup.py
+$(VENV)/.stamp-test: pyproject.toml | $(VENV)/.stamp-build
 	$(call install,.[test])
 	@touch $(VENV)/.stamp-run
 
 $(VENV)/.stamp-lint: $(VENV)/.stamp-test
 	$(call install,.[lint])
 
-# The installation above builds the extensions beside their sources; this rebuilds those edited since.
-$(VENV)/.stamp-build: $(VENV)/.stamp-run $(NATIVE_SOURCES)
-	@PYTHON=$(BIN)/python .ci/check-machine >/dev/null
-	@$(BIN)/python setup.py --quiet build_ext --inplace
-	@touch $@
-
 # --- using it --------------------------------------------------------------------------------------------------------
 
-demo: $(VENV)/.stamp-run $(VENV)/.stamp-build
+demo: $(VENV)/.stamp-run
 	@$(BIN)/gateway demo --seconds $(SECONDS)
 
-run: $(VENV)/.stamp-run $(VENV)/.stamp-build
+run: $(VENV)/.stamp-run
 	@test -e "$(CONFIG)" || $(BIN)/gateway init "$(CONFIG)"
 	@exec $(BIN)/gateway run -c "$(CONFIG)"
 
 # --- checking it -----------------------------------------------------------------------------------------------------
 
-test: $(VENV)/.stamp-test $(VENV)/.stamp-build
+test: $(VENV)/.stamp-test
 	$(BIN)/python -m pytest $(TESTS)
 
-lint: $(VENV)/.stamp-lint $(VENV)/.stamp-build
+lint: $(VENV)/.stamp-lint
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
@@ -88,10 +90,10 @@ format: $(VENV)/.stamp-lint
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(VENV)/.stamp-test $(VENV)/.stamp-build
+bench: $(VENV)/.stamp-test
 	$(BIN)/python -m bench $(BENCH)
 
-torture: $(VENV)/.stamp-test $(VENV)/.stamp-build
+torture: $(VENV)/.stamp-test
 	GATEWAY_TORTURE_ROUNDS=$(ROUNDS) $(BIN)/python -m pytest tests/crash --timeout 3600
 
 # --- sanitizers ------------------------------------------------------------------------------------------------------
