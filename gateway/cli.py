@@ -95,37 +95,35 @@ def run(arguments: list[str]) -> int:
         # The reader (`head`, a pager) has seen enough. Python would complain once more while it flushes at exit.
         _abandon_stdout()
         return 0
-    except (click.ClickException, GatewayError, OSError, MemoryError, ModuleNotFoundError) as error:
-        if debug:
-            traceback.print_exception(error)
-        _say(error)
+    except Exception as error:  # noqa: BLE001  # the last resort: a fault of ours still ends in a sentence
+        _report(error, debug=debug)
         _abandon_stdout_if_closed()
         return error.exit_code if isinstance(error, click.ClickException | GatewayError) else 1
-    except Exception as error:  # noqa: BLE001  # the last resort: a fault of ours still ends in a sentence
-        if debug:
-            traceback.print_exception(error)
-        what = f"{type(error).__name__}: {error}"
-        click.echo(
-            f"gateway: This is a fault in Gateway itself; please report it with what --debug shows. {what}", err=True
-        )
-        return 1
 
 
-def _say(error: Exception) -> None:
-    """One sentence, or the several of a configuration."""
+def _report(error: Exception, *, debug: bool) -> None:
+    """One sentence on stderr, or the several of a configuration; whatever a library put into it, no credentials."""
     from gateway.logs import without_credentials
 
+    if debug:
+        click.echo(without_credentials("".join(traceback.format_exception(error))), err=True, nl=False)
     if isinstance(error, click.ClickException):
         error.show(sys.stderr)
-        return
-    text = str(error)
+    else:
+        click.echo(f"gateway: {without_credentials(_sentence(error))}", err=True)
+
+
+def _sentence(error: Exception) -> str:
+    if isinstance(error, GatewayError):
+        return str(error)
     if isinstance(error, OSError) and error.strerror:
-        text = f"{error.filename}: {error.strerror}." if error.filename else f"{error.strerror}."
-    elif isinstance(error, ModuleNotFoundError) and not str(error.name).startswith("gateway"):
-        text = f"The Python package {error.name!r} is missing; 'pip install gateway[all]' brings it."
-    elif isinstance(error, MemoryError):
-        text = text or "There is not enough memory."
-    click.echo(f"gateway: {without_credentials(text)}", err=True)
+        return f"{error.filename}: {error.strerror}." if error.filename else f"{error.strerror}."
+    if isinstance(error, ModuleNotFoundError) and not str(error.name).startswith("gateway"):
+        return f"The Python package {error.name!r} is missing; 'pip install gateway[all]' brings it."
+    if isinstance(error, MemoryError):
+        return "There is not enough memory."
+    what = f"{type(error).__name__}: {error}"
+    return f"This is a fault in Gateway itself; please report it with what --debug shows. {what}"
 
 
 def _abandon_stdout_if_closed() -> None:

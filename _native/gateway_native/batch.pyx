@@ -661,8 +661,9 @@ cdef int decode_records(BatchView* view, Selection selection, list out) except -
             timestamp = view.max_timestamp
         else:
             timestamp = <int64_t>(<uint64_t>view.base_timestamp + record.timestamp_delta)
-        if offset < selection.offset_from or offset >= selection.offset_to \
-                or timestamp < selection.time_from or timestamp >= selection.time_to:
+        if offset < selection.offset_from or offset >= selection.offset_to or timestamp < selection.time_from:
+            continue
+        if timestamp >= selection.time_to and selection.time_to != INT64_MAX:   # which means no bound
             continue
         if keys is not None and not keys.accepts(record.key, record.key_bytes):
             continue
@@ -679,7 +680,7 @@ cdef int decode_records(BatchView* view, Selection selection, list out) except -
     return GOOD if at == end else BAD_RECORDS
 
 
-cdef int check_one(BatchView* view, bint check_crc):
+cdef int check_one(BatchView* view, bint check_crc) noexcept:
     """What must hold before any field of the header is believed."""
     cdef int problem = batch_check_ranges(view)
     if problem == GOOD and check_crc:
@@ -750,7 +751,8 @@ def decode_chunk(
             if out:
                 return out, position, 0, expected_offset
             raise problem_error(problem, position, &view)
-        if view.base_offset >= selection.offset_to or view.base_timestamp >= selection.time_stop:
+        if view.base_offset >= selection.offset_to \
+                or (view.base_timestamp >= selection.time_stop and selection.time_stop != INT64_MAX):
             return out, position, -1, expected_offset
         if view.max_timestamp >= selection.time_from \
                 and view.base_offset + view.last_offset_delta >= selection.offset_from:

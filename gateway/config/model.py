@@ -167,7 +167,9 @@ class LimitsConfig(Section):
     """``[limits]``: what bounds memory, whatever the number of sensors, cameras and keys."""
 
     max_streams: int = Field(default=1_000, ge=1, le=100_000)
-    ring_bytes: SizeBytes = Field(default=64 * MIB, alias="ring", ge=MIB, le=4 * GIB)  # one per producing thread
+    ring_bytes: SizeBytes = Field(
+        default=64 * MIB, alias="ring", ge=MIB, le=4 * GIB
+    )  # one per listener and subscriber, one for all cameras
     # Batches that are not durable yet, of all streams together.
     buffer_bytes: SizeBytes = Field(default=64 * MIB, alias="buffers", ge=MIB, le=64 * GIB)
     record_bytes_max: SizeBytes = Field(default=RECORD_BYTES_MAX, alias="largest_record", ge=KIB, le=RECORD_BYTES_MAX)

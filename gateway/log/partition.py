@@ -13,7 +13,7 @@ from typing import NamedTuple
 from gateway_native import batch, watermark
 
 from gateway.errors import DamageError, FormatError
-from gateway.log.index import NO_TIMESTAMP, SegmentIndexes
+from gateway.log.index import NO_TIMESTAMP, SegmentIndexes, TimeEntry
 from gateway.log.layout import BATCH_BYTES_MAX, WATERMARK_FILE, list_segments
 from gateway.log.segment import CHUNK_BYTES, Damage, Segment, Walk, WalkEnd
 
@@ -160,9 +160,18 @@ class PartitionReader:
         first = selection.offset_from
         if selection.time_from > NO_TIMESTAMP:
             entry = SegmentIndexes(self.directory, segment.base_offset).last_before(selection.time_from)
-            if entry is not None:
-                first = max(first, entry.offset + 1)
+            if entry is not None and entry.offset >= first and self._brings_time(segment, entry, end):
+                first = entry.offset + 1
         return self._locate(segment, first, end)
+
+    def _brings_time(self, segment: Segment, entry: TimeEntry, end: int) -> bool:
+        """Is there a sound batch with that last offset and that largest time? A wrong entry would hide records."""
+        position, offset = self._locate(segment, entry.offset, end)
+        for batches in Walk(segment, position, end, expected_offset=offset):
+            for _, _, _, last_offset, _, max_timestamp, _ in batches:
+                if last_offset >= entry.offset:
+                    return (last_offset, max_timestamp) == (entry.offset, entry.timestamp)
+        return False
 
     def _has_times_of(self, segment: Segment, selection: batch.Selection, end: int, sealed: bool) -> bool:
         """May the segment hold times of the selection? Each is judged by its own range, whatever its neighbours'."""

@@ -11,6 +11,7 @@ nothing is promised, and calling it again starts over. It reads with seek and re
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -276,6 +277,9 @@ class _Recovery:
         path = self.directory / segment_name(base)
         with Segment(self.directory, base) as segment:
             empty = segment.is_zero(0, segment.size)
+        # The log comes last: without it, an interrupted recovery would leave indexes that nobody removes.
+        for suffix in (INDEX_SUFFIX, TIME_SUFFIX):
+            (self.directory / segment_name(base, suffix)).unlink(missing_ok=True)
         if empty:
             path.unlink()
         else:
@@ -286,8 +290,6 @@ class _Recovery:
                 number += 1
             path.rename(target)
             self.set_aside.append(target)
-        for suffix in (INDEX_SUFFIX, TIME_SUFFIX):
-            (self.directory / segment_name(base, suffix)).unlink(missing_ok=True)
 
     def _cut(self, last: _Walked) -> tuple[int, Damage | None] | None:
         """What the tail of the last segment loses: bytes of content and the reason."""
@@ -334,11 +336,29 @@ def _content_end(segment: Segment, start: int, end: int) -> int:
 
 
 def _write_durably(path: Path, content: bytes) -> None:
-    """Have exactly `content` in the file, on the disk. What is there already is not written again.
+    """Have exactly `content` in the file, on the disk; a crash leaves it as it was. The caller syncs the directory.
 
-    Its blocks are kept, since a full disk may have no others: a crash in between leaves a mixture, to be rebuilt again.
+    Half an index could end after a whole entry: nobody would see that the rest is missing. Only a disk without room for
+    a second copy is written in place: after a crash there, the next recovery walks the same segment and writes it again.
     """
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    if _holds(path, content):
+        _fill(path, content, os.O_RDWR)
+        return
+    new = path.with_name(f".{path.name}.new")
+    try:
+        _fill(new, content, os.O_RDWR | os.O_CREAT)
+    except OSError as error:
+        new.unlink(missing_ok=True)
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        _fill(path, content, os.O_RDWR | os.O_CREAT)
+    else:
+        new.replace(path)
+
+
+def _fill(path: Path, content: bytes, flags: int) -> None:
+    """Write what differs, into the blocks that the file has, and sync."""
+    descriptor = os.open(path, flags | os.O_CLOEXEC, 0o644)
     try:
         with open(descriptor, "rb", buffering=0, closefd=False) as file:
             old = file.read(len(content) + 1) or b""
@@ -350,3 +370,11 @@ def _write_durably(path: Path, content: bytes) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _holds(path: Path, content: bytes) -> bool:
+    """Is that what the file holds?"""
+    try:
+        return path.stat().st_size == len(content) and path.read_bytes() == content
+    except FileNotFoundError:
+        return False
