@@ -91,5 +91,5 @@ def test_a_directory_taken_away_fails_the_stream_and_not_the_gateway(tmp_path: P
         assert not publisher.is_alive(), "the client was not disconnected"
         assert publisher.fault is None
         # Creating the next segment, or syncing the directory for it: whichever comes first.
-        assert "The stream 'telemetry' failed while" in process.log
+        wait_until(lambda: "The stream 'telemetry' failed while" in process.log, "the log to say so")
         assert process.end() == 0
