@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import errno
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 from gateway_native import batch
+from gateway_native.writer import Writer
 
 from gateway.errors import FormatError, StreamNotFound
 from gateway.log.layout import prepare
@@ -14,6 +16,7 @@ from gateway.log.recovery import recover
 from gateway.log.segment import Segment
 from gateway.log.verify import Report, verify
 from tests.support.partitions import T0, Partition, make_batches
+from tests.support.recording import Recording
 
 
 @pytest.fixture
@@ -331,3 +334,24 @@ def test_directory_without_meta_is_refused(tmp_path: Path) -> None:
     """Verifying something else than a data directory is a mistake, not a sound result."""
     with pytest.raises(FormatError):
         verify(tmp_path)
+
+
+@pytest.mark.parametrize("storage", ["mapped", "pwrite"])
+def test_verify_beside_a_writer_finds_nothing(tmp_path: Path, storage: str) -> None:
+    """While segments fill, roll and are committed, every look finds a sound log, and in the end all of it."""
+    prepare(tmp_path, "plant-7", "Europe/Berlin")
+    with closing(Recording(tmp_path, start=False)) as recording:
+        recording.writer = Writer(storage, partitions_max=4)
+        partition = recording.writer.add_partition(str(tmp_path / "s-0"), segment_bytes=1 << 20, linger_ns=0)
+        ring = recording.ring("test")
+        recording.start()
+        records = 0
+        for _ in range(12):
+            for _ in range(300):
+                records += bool(ring.append(partition, b"a/b", bytes(1000), b"", (T0 + records) * 1_000_000))
+            report = verify(tmp_path, deep=True)
+            assert report.damages == []
+        recording.flush()
+        report = verify(tmp_path, deep=True)
+        assert (report.damages, report.partitions[0].records) == ([], records)
+        assert report.partitions[0].segments > 1
