@@ -112,6 +112,8 @@ class PartitionReader:
 
         Zeros or the end of the file before that position mean no. Damage means yes: it shall be seen, not hidden.
         """
+        if mark.position == 0:
+            return True  # it speaks of none: of a new partition, the writer makes the watermark first, then the segment
         try:
             with Segment(self.directory, mark.segment_base) as segment:
                 if segment.size < mark.position:

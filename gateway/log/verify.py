@@ -221,7 +221,7 @@ class _PartitionCheck:
             if self.bases:
                 self.report.note(path, "is missing, as in a copy; the last segment was checked to its end instead")
             return
-        if size and self.mark is None:
+        if size and self.mark is None and watermark.read(path) is None:  # it may have been written since
             problem = "the watermark is damaged; the next start of the gateway makes a new one"
             self.report.add(Damage(path, 0, problem, "a sound CRC", "none"))
 
@@ -230,7 +230,10 @@ class _PartitionCheck:
         durable = max(self.limit.offset, self.mark.durable_offset if self.mark else 0)
         if found < durable:
             base = self.bases[-1] if self.bases else 0
-            problem = f"the log ends here, {durable - found} records before what its watermark calls durable"
+            problem = (
+                f"the log ends here, {durable - found} records before what its watermark calls durable; "
+                "a copy made while the gateway wrote may end like that"
+            )
             self.report.add(
                 Damage(self._log(base), self._end(base), problem, str(durable), str(found), (found, durable))
             )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import time
 from contextlib import closing
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 from gateway_native import batch
 from gateway_native.writer import Writer
 
+from gateway.clock import NS_PER_MS
 from gateway.errors import FormatError, StreamNotFound
 from gateway.log.layout import prepare
 from gateway.log.recovery import recover
@@ -348,7 +350,9 @@ def test_verify_beside_a_writer_finds_nothing(tmp_path: Path, storage: str) -> N
         records = 0
         for _ in range(12):
             for _ in range(300):
-                records += bool(ring.append(partition, b"a/b", bytes(1000), b"", (T0 + records) * 1_000_000))
+                while not ring.append(partition, b"a/b", bytes(1000), b"", (T0 + records) * NS_PER_MS):
+                    time.sleep(0.001)  # the ring is full
+                records += 1
             report = verify(tmp_path, deep=True)
             assert report.damages == []
         recording.flush()
