@@ -94,7 +94,7 @@ bench: $(VENV)/.stamp-test
 	$(BIN)/python -m bench $(BENCH)
 
 torture: $(VENV)/.stamp-test
-	GATEWAY_TORTURE_ROUNDS=$(ROUNDS) $(BIN)/python -m pytest tests/crash --timeout 3600
+	GATEWAY_CRASH_ROUNDS=$(ROUNDS) $(BIN)/python -m pytest tests/crash --timeout 3600
 
 # --- sanitizers ------------------------------------------------------------------------------------------------------
 # The extensions are built a second time into a tree of their own, and the interpreter starts with the sanitizer's run-time

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import resource
 import signal
 from collections.abc import Callable
 from contextlib import AsyncExitStack
@@ -219,7 +220,18 @@ def run(config: Config, *, log_format: str = "text", reload: Callable[[], Config
 
     Logging is the caller's to set up; ``log_format`` is only reported. Raises GatewayError when the start fails.
     """
+    _raise_descriptor_limit()
     return uvloop.run(_run(config, log_format, reload))
+
+
+def _raise_descriptor_limit() -> None:
+    """As many descriptors as the system lets us have: each stream takes 4, each connection 1.
+
+    The usual 1,024 are kept low for the sake of programs that use select(2), which the gateway does not.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 async def _run(config: Config, log_format: str, reload: Callable[[], Config] | None) -> int:
