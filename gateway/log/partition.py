@@ -49,6 +49,8 @@ class PartitionReader:
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
+        self.by_watermark = False
+        """Whether the last `limit` is what the watermark says."""
         self._refused: watermark.Watermark | None = None
         self._accepted_epoch: int | None = None
         self._walked = WalkEnd(0, -1, batch.PROBLEM_NONE, 0, 0)
@@ -77,9 +79,10 @@ class PartitionReader:
         for _ in range(LIST_ATTEMPTS):
             size = self._watermark_size()
             found = watermark.read(self.directory / WATERMARK_FILE) if size else None
-            if size == 0:
+            self.by_watermark = size == 0 or (found is not None and self._accepts(found))
+            if found is None and self.by_watermark:
                 return Limit(0, 0, 0)  # a new partition before its first commit
-            if found is not None and self._accepts(found):
+            if found is not None and self.by_watermark:
                 return Limit(found.segment_base, found.position, found.durable_offset)
             limit = self._limit_by_walk()
             if size is not None or self._watermark_size() is None:
@@ -109,6 +112,8 @@ class PartitionReader:
 
         Zeros or the end of the file before that position mean no. Damage means yes: it shall be seen, not hidden.
         """
+        if mark.position == 0:
+            return True  # it speaks of none: of a new partition, the writer makes the watermark first, then the segment
         try:
             with Segment(self.directory, mark.segment_base) as segment:
                 if segment.size < mark.position:

@@ -30,7 +30,7 @@ from gateway.log.layout import (
     segment_name,
     sync_directory,
 )
-from gateway.log.segment import CHUNK_BYTES, Damage, Segment, Walk, WalkEnd
+from gateway.log.segment import Damage, Segment, Walk, WalkEnd
 
 Progress = Callable[[int, int], None]
 
@@ -296,7 +296,7 @@ class _Recovery:
         if last.stopped is None:
             return None
         with Segment(self.directory, last.base_offset) as segment:
-            content = _content_end(segment, last.position, last.size) - last.position
+            content = segment.content_end(last.position, last.size) - last.position
             return content, last.stopped.damage(segment.path) if content else None
 
     def _sync_log(self, segment: _Walked) -> None:
@@ -322,17 +322,6 @@ class _Recovery:
             _write_durably(self.directory / segment_name(base, suffix), b"")
         sync_directory(self.directory)
         return _Walked(base, 0, IndexBuilder(base), 0, base, NO_TIMESTAMP, NO_TIMESTAMP, None)
-
-
-def _content_end(segment: Segment, start: int, end: int) -> int:
-    """The end of what is not zero in [start, end)."""
-    while end > start:
-        piece = max(end - CHUNK_BYTES, start)
-        content = segment.read(piece, end - piece).rstrip(b"\0")
-        if content:
-            return piece + len(content)
-        end = piece
-    return start
 
 
 def _write_durably(path: Path, content: bytes) -> None:

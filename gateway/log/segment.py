@@ -53,9 +53,17 @@ class Damage(NamedTuple):
     problem: str
     expected: str
     found: str
+    offsets: tuple[int, int] | None = None
+    """Records that cannot be read because of it, from the first to before the second; None: none, or not known."""
 
     def __str__(self) -> str:
-        return f"{self.path}, byte {self.position}: {self.problem}"
+        return f"{self.path}, byte {self.position}: {self.problem}{self._lost()}"
+
+    def _lost(self) -> str:
+        if self.offsets is None:
+            return ""
+        first, end = self.offsets
+        return f" (offset {first})" if end - first == 1 else f" (offsets {first} to {end - 1})"
 
 
 class Segment:
@@ -112,6 +120,16 @@ class Segment:
                 return False
             position += len(data)
         return True
+
+    def content_end(self, start: int, end: int) -> int:
+        """The end of what is not zero in [start, end); `start` if nothing is."""
+        while end > start:
+            piece = max(end - CHUNK_BYTES, start)
+            content = self.read(piece, end - piece).rstrip(b"\0")
+            if content:
+                return piece + len(content)
+            end = piece
+        return start
 
     def find_batch(self, position: int, end: int, offset_min: int, offset_max: int) -> int | None:
         """The next sound batch from `position` on that ends by `end` and has offsets in [offset_min, offset_max)."""

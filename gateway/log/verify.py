@@ -1,21 +1,23 @@
 """Check every byte of a data directory that may be read: CRCs, continuity, indexes. Changes nothing.
 
-It works beside a running gateway: what is not durable yet is not looked at.
+It works beside a running gateway: what is not durable yet is named and not judged. A directory without a watermark (a
+copy) does not say what was acknowledged, so there all of the last segment, but for zeros at its end, must be sound.
 """
 
 from __future__ import annotations
 
-import struct
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 from gateway_native import batch, watermark
 
+from gateway.errors import StreamNotFound
 from gateway.log.index import NO_TIMESTAMP
+from gateway.log.index_check import IndexCheck
 from gateway.log.layout import (
-    INDEX_SUFFIX,
-    TIME_SUFFIX,
+    CUT_SUFFIX,
     WATERMARK_FILE,
     PartitionName,
     list_partitions,
@@ -23,17 +25,26 @@ from gateway.log.layout import (
     read_meta,
     segment_name,
 )
-from gateway.log.partition import Limit, PartitionReader
+from gateway.log.partition import TIME_SLACK_MS, Limit, PartitionReader
 from gateway.log.segment import Damage, Segment, Walk, WalkEnd
 
 # progress(done, total), in bytes of log
 Progress = Callable[[int, int], None]
 
-# A report lists so many damaged places one by one; more are only counted.
+# A report lists so many damaged places, and as many notes, one by one; more are only counted.
 DAMAGES_MAX = 10_000
 
-_ENTRIES_READ = 4096  # index entries read at a time
-_REBUILD = "delete the file while the gateway is stopped, and the next start rebuilds it"
+_FOREVER = 2**63 - 1
+
+
+class Note(NamedTuple):
+    """Something worth knowing about a file that is not damage."""
+
+    path: Path
+    text: str
+
+    def __str__(self) -> str:
+        return f"{self.path}: {self.text}"
 
 
 @dataclass(slots=True)
@@ -60,6 +71,8 @@ class Report:
     partitions: list[PartitionReport] = field(default_factory=list)
     damages: list[Damage] = field(default_factory=list)
     damage_count: int = 0
+    notes: list[Note] = field(default_factory=list)
+    note_count: int = 0
 
     @property
     def sound(self) -> bool:
@@ -67,23 +80,32 @@ class Report:
         return self.damage_count == 0
 
     def add(self, damage: Damage) -> None:
+        """Count a damaged place, and list it if there is room."""
         self.damage_count += 1
         if len(self.damages) < DAMAGES_MAX:
             self.damages.append(damage)
 
+    def note(self, path: Path, text: str) -> None:
+        """Count a note, and list it if there is room."""
+        self.note_count += 1
+        if len(self.notes) < DAMAGES_MAX:
+            self.notes.append(Note(path, text))
 
-def verify(path: Path, *, deep: bool = False, progress: Progress | None = None) -> Report:
-    """Check the data directory `path`; `deep` also parses every record inside batches whose CRC is right.
 
-    Damage is reported, not raised. FormatError if `path` is not a data directory.
+def verify(
+    path: str | Path, *, streams: Collection[str] = (), deep: bool = False, progress: Progress | None = None
+) -> Report:
+    """Check the data directory `path`, or only some `streams` of it.
+
+    `deep` also parses every record inside batches whose CRC is right. Damage is reported, not raised, and so are places
+    that cannot be read. FormatError if `path` is not a data directory, StreamNotFound for a stream that is not there,
+    PermissionError for a file that may not be read.
     """
     data = Path(path)
-    report = Report(data, deep)
     read_meta(data)
-    partitions = list_partitions(data)
-    total = sum(
-        (found.path / segment_name(base)).stat().st_size for found in partitions for base in list_segments(found.path)
-    )
+    report = Report(data, deep)
+    checks = [_PartitionCheck(found, report, deep) for found in _chosen(data, streams)]
+    total = sum(check.total_bytes() for check in checks)
     done = 0
 
     def advance(size: int) -> None:
@@ -92,52 +114,103 @@ def verify(path: Path, *, deep: bool = False, progress: Progress | None = None) 
         if progress is not None:
             progress(done, max(total, done))
 
-    for found in partitions:
-        _PartitionCheck(found, report, deep, advance).run()
+    for check in checks:
+        check.run(advance)
     return report
 
 
+def _chosen(data: Path, streams: Collection[str]) -> list[PartitionName]:
+    partitions = list_partitions(data)
+    existing = {found.stream for found in partitions}
+    for name in streams:
+        if name not in existing:
+            raise StreamNotFound(name, sorted(existing))
+    return [found for found in partitions if not streams or found.stream in streams]
+
+
+@dataclass(slots=True)
+class _Place:
+    """How far the check of a segment has come: everything before is sound or was reported."""
+
+    position: int
+    offset: int
+
+
 class _PartitionCheck:
-    def __init__(self, name: PartitionName, report: Report, deep: bool, advance: Callable[[int], None]) -> None:
+    def __init__(self, name: PartitionName, report: Report, deep: bool) -> None:
         self.directory = name.path
         self.report = report
         self.deep = deep
-        self.advance = advance
         self.counts = PartitionReport(name.stream, name.partition)
         report.partitions.append(self.counts)
+        # In this order: while a gateway writes, the limit can only be beyond the watermark read before it.
+        self.mark = watermark.read(self.directory / WATERMARK_FILE)
+        self.limit, self.marked = self._find_limit()
+        self.bases = [base for base in list_segments(self.directory) if base <= self.limit.segment_base]
 
-    def run(self) -> None:
+    def _find_limit(self) -> tuple[Limit, bool]:
+        """What is durable, and whether it is the watermark that says so."""
+        reader = PartitionReader(self.directory)
+        try:
+            return reader.limit(), reader.by_watermark
+        except PermissionError:
+            raise
+        except OSError as error:
+            if self.mark is not None:  # reading the segment will name the place
+                return Limit(self.mark.segment_base, self.mark.position, self.mark.durable_offset), True
+            base = max(list_segments(self.directory), default=0)
+            self.report.add(_unreadable(self._log(base), 0, error))
+            return Limit(base, 0, base), True
+
+    def total_bytes(self) -> int:
+        """Bytes of log that `run` is going to read, about."""
+        return sum(self._end(base) for base in self.bases)
+
+    def run(self, advance: Callable[[int], None]) -> None:
+        self.advance = advance
         self._check_watermark()
-        limit = PartitionReader(self.directory).limit()
-        bases = [base for base in list_segments(self.directory) if base <= limit.segment_base]
-        self.counts.durable_offset = limit.offset
-        self.counts.log_start_offset = bases[0] if bases else limit.offset
-        expected = bases[0] if bases else limit.offset
-        for base in bases:
+        expected = self.bases[0] if self.bases else 0
+        self.counts.log_start_offset = self.bases[0] if self.bases else self.limit.offset
+        self.counts.durable_offset = self.limit.offset
+        for base in self.bases:
             if base != expected:
                 self._misses(base, expected)
             try:
                 with Segment(self.directory, base) as segment:
-                    expected = self._check_segment(segment, limit)
+                    expected = self._check_segment(segment)
             except FileNotFoundError:
-                expected = next((later for later in bases if later > base), limit.offset)  # retention took it
-            except OSError as error:  # a bad sector: the rest of this segment is unknown
-                path = self.directory / segment_name(base)
-                self.report.add(Damage(path, 0, f"cannot be read: {error.strerror}", "readable bytes", "an error"))
-                expected = next((later for later in bases if later > base), limit.offset)
-        if expected < limit.offset:
-            self._misses(limit.offset, expected)
+                expected = self._next_base(base)  # retention took it
+        self._check_end(expected)
+        self._note_the_rest()
+
+    def _log(self, base: int) -> Path:
+        return self.directory / segment_name(base)
+
+    def _end(self, base: int) -> int:
+        """How far the segment is judged: to the end of its file, or to the durable position."""
+        if base == self.limit.segment_base and self.marked:
+            return self.limit.position
+        try:
+            return self._log(base).stat().st_size
+        except FileNotFoundError:
+            return 0
+
+    def _next_base(self, base: int) -> int:
+        """The offset with which what follows the segment begins."""
+        after_last = self.limit.offset if self.marked else _FOREVER
+        return min((later for later in self.bases if later > base), default=after_last)
+
+    # -- between and around segments -----------------------------------------------------------------------------------
 
     def _misses(self, base: int, expected: int) -> None:
-        """Offsets between two segments, or up to the durable offset, are gone or given twice."""
-        path = self.directory / segment_name(base)
+        """Offsets between two segments are gone or given twice."""
+        offsets = None
         if base > expected:
-            problem = (
-                f"the {base - expected} records from offset {expected} to {base - 1} are missing before this segment"
-            )
+            problem = f"the {base - expected} records before this segment are missing"
+            offsets = (expected, base)
         else:
             problem = f"the segment begins at offset {base}, which the one before it holds too"
-        self.report.add(Damage(path, 0, problem, str(expected), str(base)))
+        self.report.add(Damage(self._log(base), 0, problem, str(expected), str(base), offsets))
 
     def _check_watermark(self) -> None:
         """It may be missing (a copy) or empty (a partition before its first commit), but not anything else."""
@@ -145,166 +218,132 @@ class _PartitionCheck:
         try:
             size = path.stat().st_size
         except FileNotFoundError:
+            if self.bases:
+                self.report.note(path, "is missing, as in a copy; the last segment was checked to its end instead")
             return
-        if size and watermark.read(path) is None:
-            self.report.add(
-                Damage(path, 0, "the watermark is damaged; recovery makes a new one", "a sound CRC", "none")
-            )
+        if size and self.mark is None and watermark.read(path) is None:  # it may have been written since
+            problem = "the watermark is damaged; the next start of the gateway makes a new one"
+            self.report.add(Damage(path, 0, problem, "a sound CRC", "none"))
 
-    def _check_segment(self, segment: Segment, limit: Limit) -> int:
+    def _check_end(self, found: int) -> None:
+        """Does the log end where the watermark says?"""
+        durable = max(self.limit.offset, self.mark.durable_offset if self.mark else 0)
+        if found < durable:
+            base = self.bases[-1] if self.bases else 0
+            problem = (
+                f"the log ends here, {durable - found} records before what its watermark calls durable; "
+                "a copy made while the gateway wrote may end like that"
+            )
+            self.report.add(
+                Damage(self._log(base), self._end(base), problem, str(durable), str(found), (found, durable))
+            )
+        elif self.marked and self.bases and found > durable:
+            problem = f"the watermark says that offset {durable} comes next where the log goes on with {found}"
+            self.report.add(Damage(self.directory / WATERMARK_FILE, 0, problem, str(found), str(durable)))
+
+    def _note_the_rest(self) -> None:
+        """What is there besides: bytes above the durable position, segments that recovery set aside."""
+        for base in list_segments(self.directory):
+            start = 0 if base not in self.bases else self._end(base)
+            try:
+                with Segment(self.directory, base) as segment:
+                    content = segment.content_end(start, segment.size) - start
+            except OSError:  # gone, or a bad sector among what nobody reads
+                continue
+            if content > 0 and (base not in self.bases or base == self.limit.segment_base):
+                self.report.note(
+                    segment.path, f"{content} bytes from byte {start} on are not durable yet and were not checked"
+                )
+        for path in sorted(self.directory.glob(f"*{CUT_SUFFIX}")):
+            self.report.note(path, "was set aside by recovery and is no part of the log")
+
+    # -- one segment ---------------------------------------------------------------------------------------------------
+
+    def _check_segment(self, segment: Segment) -> int:
         """Walk one segment with its indexes beside it; returns the offset at which the next one begins."""
-        sealed = segment.base_offset != limit.segment_base
-        end = segment.size if sealed else limit.position
-        later = [base for base in list_segments(self.directory) if base > segment.base_offset]
-        offset_max = min([limit.offset, *later])
-        indexes = _IndexCheck(
-            self.directory, segment.base_offset, self.report, durable_offset=limit.offset, sealed=sealed
+        sealed = segment.base_offset != self.limit.segment_base
+        end = self._end(segment.base_offset)
+        place = _Place(0, segment.base_offset)
+        indexes = IndexCheck(
+            self.directory,
+            segment.base_offset,
+            durable_offset=self.limit.offset,
+            sealed=sealed,
+            on_damage=self.report.add,
+            on_note=self.report.note,
         )
-        position, offset = 0, segment.base_offset
         with indexes:
-            while position < end:
-                stopped = self._walk(segment, position, end, offset, indexes)
-                offset = stopped.next_offset
-                if stopped.clean:
-                    break
-                self.report.add(self._damage(segment, stopped, end))
-                following = segment.find_batch(stopped.position + 1, end, offset, offset_max)
-                position = end if following is None else following
-                self.advance(position - stopped.position)
-                header = segment.header(position) if following is not None else None
-                offset = header.base_offset if header is not None else offset
+            try:
+                self._check_batches(segment, place, end, indexes)
+            except OSError as error:
+                self._give_up(segment, place, error)
                 indexes.forgive()
             indexes.finish()
         self.counts.segments += 1
         self.counts.bytes += end
         self.counts.index_entries += indexes.entries
-        return offset
+        return place.offset
 
-    def _walk(self, segment: Segment, position: int, end: int, offset: int, indexes: _IndexCheck) -> WalkEnd:
-        walk = Walk(segment, position, end, expected_offset=offset, check_records=self.deep)
-        for batches in walk:
-            for start, _, _, last_offset, _, max_timestamp, count in batches:
-                indexes.batch(start, last_offset, max_timestamp)
-                self.counts.records += count
-            self.counts.batches += len(batches)
-            self.advance(sum(one[1] for one in batches))
+    def _check_batches(self, segment: Segment, place: _Place, end: int, indexes: IndexCheck) -> None:
+        after = self._next_base(segment.base_offset)
+        while place.position < end:
+            stopped = self._walk(segment, place, end, indexes)
+            if stopped.clean or self._is_room(segment, stopped, end):
+                return
+            following = segment.find_batch(stopped.position + 1, end, stopped.next_offset, after)
+            header = segment.header(following) if following is not None else None
+            offset = header.base_offset if header is not None else after
+            self.report.add(self._damage(segment, stopped, end, offset))
+            place.position = end if following is None else following
+            place.offset = max(stopped.next_offset, offset) if offset != _FOREVER else stopped.next_offset
+            self.advance(place.position - stopped.position)
+            indexes.forgive()
+
+    def _walk(self, segment: Segment, place: _Place, end: int, indexes: IndexCheck) -> WalkEnd:
+        walk = Walk(segment, place.position, end, expected_offset=place.offset, check_records=self.deep)
+        newest, steps_back = NO_TIMESTAMP, False
+        try:
+            for batches in walk:
+                for start, _, _, last_offset, base_timestamp, max_timestamp, count in batches:
+                    indexes.batch(start, last_offset, max_timestamp)
+                    self.counts.records += count
+                    steps_back |= base_timestamp < newest - TIME_SLACK_MS
+                    newest = max(newest, max_timestamp)
+                self.counts.batches += len(batches)
+                self.advance(sum(one[1] for one in batches))
+        finally:
+            place.position, place.offset = walk.end.position, walk.end.next_offset
+        if steps_back:
+            text = f"times run back by more than {TIME_SLACK_MS // 1000} s, so reading by time may miss records"
+            self.report.note(segment.path, text)
         return walk.end
 
-    @staticmethod
-    def _damage(segment: Segment, stopped: WalkEnd, end: int) -> Damage:
+    def _is_room(self, segment: Segment, stopped: WalkEnd, end: int) -> bool:
+        """Only room allocated for more batches follows, where the watermark does not say how far these reach."""
+        last_of_copy = segment.base_offset == self.limit.segment_base and not self.marked
+        return last_of_copy and stopped.problem == batch.PROBLEM_ZEROS and segment.is_zero(stopped.position, end)
+
+    def _damage(self, segment: Segment, stopped: WalkEnd, end: int, offset: int) -> Damage:
+        """The damaged place; the next sound record after it is `offset`."""
+        damage = stopped.damage(segment.path)
         if stopped.problem == batch.PROBLEM_ZEROS and segment.is_zero(stopped.position, end):
-            problem = f"{end - stopped.position} zero bytes after the last batch; recovery cuts them"
-            return Damage(segment.path, stopped.position, problem, "the end of the file", "zeros")
-        return stopped.damage(segment.path)
+            problem = f"{end - stopped.position} zero bytes after the last batch"
+            damage = Damage(segment.path, stopped.position, problem, "the end of the file", "zeros")
+        if not self.marked and (segment.base_offset, stopped.position) == self.limit[:2]:
+            damage = damage._replace(problem=f"{damage.problem}; without a watermark the next start cuts the log here")
+        lost = (stopped.next_offset, offset) if stopped.next_offset < offset < _FOREVER else None
+        return damage._replace(offsets=lost)
+
+    def _give_up(self, segment: Segment, place: _Place, error: OSError) -> None:
+        """A bad sector: the rest of this segment is unknown."""
+        after = self._next_base(segment.base_offset)
+        damage = _unreadable(segment.path, place.position, error)
+        if place.offset < after < _FOREVER:
+            damage = damage._replace(offsets=(place.offset, after))
+            place.offset = after
+        self.report.add(damage)
 
 
-class _IndexCheck:
-    """Checks both indexes of a segment while its batches are walked, one pass, a bounded piece of each in memory."""
-
-    def __init__(self, directory: Path, base_offset: int, report: Report, *, durable_offset: int, sealed: bool) -> None:
-        self._sealed = sealed
-        self._durable_offset = durable_offset
-        self._base_offset = base_offset
-        index, times = (directory / segment_name(base_offset, suffix) for suffix in (INDEX_SUFFIX, TIME_SUFFIX))
-        self._offsets = _Entries(index, ">ii", "offset +{0}, byte {1}", report, whole=sealed)
-        self._times = _Entries(times, ">qi", "time {0} ms, offset +{1}", report, whole=sealed)
-        self._max_timestamp = NO_TIMESTAMP
-        self._forgiving = False
-        self.entries = 0
-
-    def __enter__(self) -> _IndexCheck:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._offsets.close()
-        self._times.close()
-
-    def forgive(self) -> None:
-        """Batches were passed over: entries may point at them, and times are no longer known to be the largest."""
-        self._forgiving = True
-
-    def batch(self, position: int, last_offset: int, max_timestamp: int) -> None:
-        """The walk found a sound batch."""
-        relative = last_offset - self._base_offset
-        while (entry := self._offsets.entry) is not None and entry[1] <= position:
-            passed_over = self._forgiving and entry[1] < position
-            if entry != (relative, position) and not passed_over:
-                self._offsets.wrong(self._offsets.text((relative, position)), self._offsets.text(entry))
-            self._take(self._offsets)
-            if entry[1] == position:
-                break
-        newest = max(self._max_timestamp, max_timestamp)
-        while (entry := self._times.entry) is not None and entry[1] <= relative:
-            brought_it = max_timestamp > self._max_timestamp and entry == (max_timestamp, relative)
-            if not brought_it and not self._forgiving:
-                self._times.wrong(self._times.text((newest, relative)), self._times.text(entry))
-            self._take(self._times)
-        self._max_timestamp = newest
-
-    def _take(self, entries: _Entries) -> None:
-        entries.next()
-        self.entries += 1
-
-    def finish(self) -> None:
-        """The segment is over: what is left in the indexes must speak of what is not durable yet."""
-        if self._forgiving:
-            return
-        for entries, field_number in ((self._offsets, 0), (self._times, 1)):
-            least = self._durable_offset - self._base_offset
-            while (entry := entries.entry) is not None:
-                if self._sealed or entry[field_number] < least:
-                    entries.wrong("no entry beyond the last batch", entries.text(entry))
-                    break
-                least = entry[field_number] + 1
-                self._take(entries)
-        if self._sealed and self._times.exists and self._times.last[0] != self._max_timestamp:
-            self._times.wrong(f"a final entry for time {self._max_timestamp} ms", self._times.text(self._times.last))
-
-
-class _Entries:
-    """The entries of one index file, one after the other."""
-
-    def __init__(self, path: Path, layout: str, text: str, report: Report, *, whole: bool) -> None:
-        self.path = path
-        self._struct = struct.Struct(layout)
-        self._text = text
-        self._report = report
-        self._position = 0
-        self._pending: list[tuple[int, ...]] = []
-        self.entry: tuple[int, ...] | None = None
-        self.last: tuple[int, ...] = (NO_TIMESTAMP, -1)
-        try:
-            self._file = path.open("rb", buffering=0)
-        except FileNotFoundError:
-            self.exists = False
-            report.add(Damage(path, 0, f"the index is missing; {_REBUILD}", "a file", "none"))
-            return
-        self.exists = True
-        size = self._file.seek(0, 2)
-        if whole and size % self._struct.size:  # one that is being written may end anywhere
-            start = size - size % self._struct.size
-            report.add(Damage(path, start, f"the index ends inside an entry; {_REBUILD}", "a whole entry", "a part"))
-        self._file.seek(0)
-        self.next()
-
-    def close(self) -> None:
-        if self.exists:
-            self._file.close()
-
-    def text(self, entry: tuple[int, ...]) -> str:
-        return self._text.format(*entry)
-
-    def next(self) -> None:
-        """Move to the next entry; None after the last."""
-        if self.entry is not None:
-            self.last = self.entry
-            self._position += self._struct.size
-        if not self._pending:
-            data = self._file.read(_ENTRIES_READ * self._struct.size) or b""
-            whole = len(data) - len(data) % self._struct.size
-            self._pending = list(self._struct.iter_unpack(data[:whole]))[::-1]
-        self.entry = self._pending.pop() if self._pending else None
-
-    def wrong(self, expected: str, found: str) -> None:
-        problem = f"the index entry says {found}, expected {expected}; {_REBUILD}"
-        self._report.add(Damage(self.path, self._position, problem, expected, found))
+def _unreadable(path: Path, position: int, error: OSError) -> Damage:
+    problem = f"cannot be read here: {error.strerror or error}; the rest of the segment was not checked"
+    return Damage(path, position, problem, "readable bytes", "an error")

@@ -70,6 +70,23 @@ def test_new_partition_shows_nothing_before_its_first_commit(partition: Partitio
     assert read(partition) == []
 
 
+def test_segment_that_appears_behind_its_watermark_is_not_durable(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A new partition has a watermark before it has a segment; what is in that segment a moment later is not seen."""
+    made = Partition(tmp_path / "s-0")
+    made.directory.mkdir()
+    made.mark(0, 0, 0)
+    look = PartitionReader.segments
+
+    def appear(reader: PartitionReader) -> list[int]:
+        made.add(make_batches(3), sealed=False)
+        return look(reader)
+
+    monkeypatch.setattr(PartitionReader, "segments", appear)
+    assert PartitionReader(made.directory).limit() == (0, 0, 0)
+
+
 def test_copy_without_watermark_is_read_to_its_first_bad_batch(partition: Partition) -> None:
     """Without a watermark the last segment's CRCs say how far the log goes, through zeros or a torn batch."""
     three_segments(partition)

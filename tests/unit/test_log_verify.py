@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import errno
+import time
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 from gateway_native import batch
+from gateway_native.writer import Writer
 
-from gateway.errors import FormatError
+from gateway.clock import NS_PER_MS
+from gateway.errors import FormatError, StreamNotFound
 from gateway.log.layout import prepare
 from gateway.log.recovery import recover
+from gateway.log.segment import Segment
 from gateway.log.verify import Report, verify
 from tests.support.partitions import T0, Partition, make_batches
+from tests.support.recording import Recording
 
 
 @pytest.fixture
@@ -79,15 +86,28 @@ def test_every_flipped_bit_in_an_index_is_named(partition: Partition) -> None:
 
 @pytest.mark.parametrize("suffix", ["index", "times"])
 def test_missing_and_torn_indexes_are_named(partition: Partition, suffix: str) -> None:
-    """An index that is gone or ends inside an entry is reported, and is in order again after the next start."""
+    """An index that ends inside an entry is damaged; one that is gone is noted; the next start rebuilds both."""
     path = {"index": partition.index, "times": partition.times}[suffix](0)
     content = path.read_bytes()
     path.write_bytes(content[:-1])
     assert "the index ends inside an entry" in str(check(partition).damages[0])
-    path.unlink()
-    assert "the index is missing" in str(check(partition).damages[0])
     recover(partition.directory)
-    assert check(partition).sound
+    assert (path.read_bytes(), check(partition).sound) == (content, True)
+    path.unlink()
+    report = check(partition)
+    assert (report.sound, report.notes) == (True, [(path, "is missing; the next start of the gateway rebuilds it")])
+    recover(partition.directory)
+    assert (path.read_bytes(), check(partition).notes) == (content, [])
+
+
+def test_short_indexes_are_no_damage(partition: Partition) -> None:
+    """A gateway that could not write its indexes leaves them short: look-ups walk further, and nothing is lost."""
+    partition.index(0).write_bytes(partition.index(0).read_bytes()[:-8])
+    partition.times(0).write_bytes(partition.times(0).read_bytes()[:-12])
+    report = check(partition)
+    assert report.sound
+    assert [note.path for note in report.notes] == [partition.times(0)]
+    assert "has no final entry" in str(report.notes[0])
 
 
 def test_missing_segment_is_named_with_its_offsets(partition: Partition) -> None:
@@ -95,25 +115,105 @@ def test_missing_segment_is_named_with_its_offsets(partition: Partition) -> None
     partition.add(make_batches(2, base_offset=150), sealed=False)
     partition.mark_all()
     report = check(partition)
-    text = next(str(damage) for damage in report.damages if "missing before" in str(damage))
-    assert "the 30 records from offset 120 to 149 are missing" in text
+    (damage,) = [damage for damage in report.damages if "records before this segment are missing" in str(damage)]
+    assert (damage.path, damage.offsets) == (partition.log(150), (120, 150))
+    assert str(damage).endswith("the 30 records before this segment are missing (offsets 120 to 149)")
 
 
-def test_watermark_beyond_the_log_and_damaged_watermark_are_named(partition: Partition) -> None:
-    """A watermark that is not sound is reported; a missing one is a copy, and no damage."""
+def test_segment_that_repeats_offsets_is_named(partition: Partition) -> None:
+    """Offsets that two segments hold are reported: one of them is not what it says."""
+    partition.add(make_batches(2, base_offset=90), sealed=False)
+    partition.mark_all()
+    problems = [damage.problem for damage in check(partition).damages]
+    assert "the segment begins at offset 90, which the one before it holds too" in problems
+
+
+def test_damaged_watermark_is_named(partition: Partition) -> None:
+    """A watermark that is not sound is reported; a missing one is a copy, which is noted, and no damage."""
     partition.watermark.write_bytes(b"\1" * 64)
     assert places(check(partition)) == [("watermark", 0)]
     partition.watermark.unlink()
-    assert check(partition).sound
+    report = check(partition)
+    assert (report.sound, [note.path for note in report.notes]) == (True, [partition.watermark])
 
 
-def test_what_is_not_durable_is_not_looked_at(partition: Partition) -> None:
-    """A torn tail, zeros and index entries above the watermark are the business of recovery, and no damage."""
+@pytest.mark.parametrize("tail", [b"", bytes(5000)], ids=["cut", "zeros"])
+def test_log_that_ends_before_its_watermark_is_named(partition: Partition, tail: bytes) -> None:
+    """Acknowledged records that are gone are damage, with their offsets, though what is left of the log is sound."""
+    size = len(partition.segments[60][0])
+    partition.log(60).write_bytes(b"".join(partition.segments[60][:15]) + tail)
+    report = check(partition)
+    (damage,) = [damage for damage in report.damages if damage.path == partition.log(60)]
+    assert (damage.offsets, report.partitions[0].durable_offset) == ((105, 120), 105)
+    assert "15 records before what its watermark calls durable" in str(damage)
+    assert damage.position == 15 * size + len(tail)
+    partition.log(60).unlink()
+    assert [damage.offsets for damage in check(partition).damages] == [(60, 120)]
+
+
+def test_watermark_that_disagrees_about_the_offset_is_named(partition: Partition) -> None:
+    """A watermark whose position is right and whose offset is too small would have offsets given out twice."""
+    partition.mark(60, partition.log(60).stat().st_size, 119)
+    report = check(partition)
+    assert places(report) == [("watermark", 0)]
+    assert "offset 119 comes next where the log goes on with 120" in str(report.damages[0])
+
+
+def test_damage_in_a_copy_without_watermark_is_not_taken_for_its_end(partition: Partition) -> None:
+    """Without a watermark readers stop at the first bad batch of the last segment; verify looks on, and warns."""
+    partition.watermark.unlink()
+    size = len(partition.segments[0][0])
+    partition.damage(60, 4 * size + 80)
+    report = check(partition)
+    assert places(report) == [(partition.log(60).name, 4 * size)]
+    assert report.damages[0].offsets == (72, 75)
+    assert "without a watermark the next start cuts the log here" in str(report.damages[0])
+    assert report.partitions[0].records == 117
     with partition.log(60).open("ab") as file:
-        file.write(make_batches(1, base_offset=120)[0][:-9] + bytes(4096))
+        file.write(bytes(4096))  # room
+    assert places(check(partition)) == places(report)
+
+
+def test_torn_batch_in_a_copy_without_watermark_is_named(partition: Partition) -> None:
+    """Nobody knows whether its records were acknowledged, so a copy that ends inside a batch is not sound."""
+    partition.watermark.unlink()
+    with partition.log(60).open("r+b") as file:
+        file.truncate(partition.log(60).stat().st_size - 9)
+    assert places(check(partition)) == [(partition.log(60).name, 19 * len(partition.segments[60][0]))]
+
+
+def test_what_is_not_durable_is_noted_and_not_judged(partition: Partition) -> None:
+    """A torn tail, zeros and index entries above the watermark are the business of recovery, and no damage."""
+    size = partition.log(60).stat().st_size
+    torn = make_batches(1, base_offset=120)[0][:-9]
+    with partition.log(60).open("ab") as file:
+        file.write(torn + bytes(4096))
     with partition.index(60).open("ab") as file:
         file.write((200).to_bytes(4, "big") + (10**6).to_bytes(4, "big") + b"\0\0")
-    assert check(partition).sound
+    partition.log(123).write_bytes(b"x")
+    report = check(partition)
+    assert report.sound
+    assert [(note.path, note.text.split()[0]) for note in report.notes] == [
+        (partition.log(60), str(len(torn))),
+        (partition.log(123), "1"),
+    ]
+    assert f"from byte {size} on are not durable yet" in str(report.notes[0])
+
+
+def test_room_behind_the_watermark_needs_no_word(partition: Partition) -> None:
+    """Allocated zeros are there whenever a gateway runs."""
+    with partition.log(60).open("ab") as file:
+        file.write(bytes(1 << 20))
+    report = check(partition)
+    assert (report.damages, report.notes) == ([], [])
+
+
+def test_what_recovery_set_aside_is_noted(partition: Partition) -> None:
+    """Segments named .cut are no part of the log, and nobody should have to find them by chance."""
+    aside = partition.directory / f"{120:020d}.log.cut"
+    aside.write_bytes(b"x")
+    report = check(partition)
+    assert (report.sound, [note.path for note in report.notes]) == (True, [aside])
 
 
 def test_zeros_behind_a_sealed_segment_are_named(partition: Partition) -> None:
@@ -126,15 +226,90 @@ def test_zeros_behind_a_sealed_segment_are_named(partition: Partition) -> None:
 
 
 def test_several_wounds_are_all_named(partition: Partition) -> None:
-    """Damage does not hide what lies behind it."""
+    """Damage does not hide what lies behind it, and says which offsets it costs, once each."""
     size = len(partition.segments[0][0])
     wounds = [(0, 2), (0, 3), (0, 11), (60, 0), (60, 19)]
     for base, number in wounds:
         partition.damage(base, number * size + 100)
-    expected = [(partition.log(base).name, number * size) for base, number in wounds if (base, number) != (0, 3)]
-    found = places(check(partition))
-    assert set(found) >= set(expected)
-    assert check(partition).partitions[0].records == (40 - len(wounds)) * 3
+    report = check(partition)
+    assert [(damage.path, damage.position, damage.offsets) for damage in report.damages] == [
+        (partition.log(0), 2 * size, (6, 12)),
+        (partition.log(0), 11 * size, (33, 36)),
+        (partition.log(60), 0, (60, 63)),
+        (partition.log(60), 19 * size, (117, 120)),
+    ]
+    assert report.partitions[0].records == (40 - len(wounds)) * 3
+    assert str(report.damages[0]).endswith("(offsets 6 to 11)")
+
+
+def test_bad_sector_is_named_and_the_other_segments_checked(
+    partition: Partition, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What cannot be read costs the rest of its segment, by offsets, and nothing else."""
+    sound = Segment.read
+
+    def read(segment: Segment, position: int, size: int) -> bytes:
+        if segment.base_offset == 0:
+            raise OSError(errno.EIO, "Input/output error")
+        return sound(segment, position, size)
+
+    monkeypatch.setattr(Segment, "read", read)
+    report = check(partition)
+    (damage,) = report.damages
+    assert (damage.path, damage.position, damage.offsets) == (partition.log(0), 0, (0, 60))
+    assert "cannot be read here: Input/output error" in str(damage)
+    assert report.partitions[0].records == 60
+
+
+def test_bad_sector_in_a_copy_without_watermark_is_damage(
+    partition: Partition, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Even finding out how far the log goes may fail; that is a line of the report too."""
+    sound = Segment.read
+
+    def read(segment: Segment, position: int, size: int) -> bytes:
+        if segment.base_offset == 60:
+            raise OSError(errno.EIO, "Input/output error")
+        return sound(segment, position, size)
+
+    partition.watermark.unlink()
+    monkeypatch.setattr(Segment, "read", read)
+    report = check(partition)
+    assert [damage.path for damage in report.damages] == [partition.log(60)]
+    assert report.partitions[0].records == 60
+
+
+def test_times_that_run_back_inside_a_segment_are_noted(partition: Partition) -> None:
+    """Such a log, of another writer, is sound, but ranges of times may miss some of it."""
+    partition.add(
+        [*make_batches(2, base_offset=120, time=T0 + 60_000), *make_batches(2, base_offset=126)], sealed=False
+    )
+    partition.mark_all()
+    report = check(partition)
+    assert [note.path for note in report.notes if "times run back" in note.text] == [partition.log(120)]
+
+
+def test_only_the_streams_asked_for_are_checked(partition: Partition) -> None:
+    """Damage elsewhere is not looked for; a stream that is not there is a mistake."""
+    other = Partition(partition.directory.parent / "other-0")
+    other.add(make_batches(3), sealed=False)
+    other.mark_all()
+    partition.damage(0, 100)
+    data = partition.directory.parent
+    assert not verify(data).sound
+    report = verify(data, streams=["other"])
+    assert (report.sound, [part.stream for part in report.partitions]) == (True, ["other"])
+    with pytest.raises(StreamNotFound, match="other, s"):
+        verify(data, streams=["other", "nope"])
+
+
+def test_lists_are_bounded_and_the_rest_is_counted(partition: Partition, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A disk full of damage does not fill the memory."""
+    monkeypatch.setattr("gateway.log.verify.DAMAGES_MAX", 2)
+    for number in (2, 5, 9):
+        partition.damage(0, number * len(partition.segments[0][0]))
+    report = check(partition)
+    assert (len(report.damages), report.damage_count) == (2, 3)
 
 
 def test_deep_finds_what_a_right_crc_hides(partition: Partition) -> None:
@@ -161,3 +336,26 @@ def test_directory_without_meta_is_refused(tmp_path: Path) -> None:
     """Verifying something else than a data directory is a mistake, not a sound result."""
     with pytest.raises(FormatError):
         verify(tmp_path)
+
+
+@pytest.mark.parametrize("storage", ["mapped", "pwrite"])
+def test_verify_beside_a_writer_finds_nothing(tmp_path: Path, storage: str) -> None:
+    """While segments fill, roll and are committed, every look finds a sound log, and in the end all of it."""
+    prepare(tmp_path, "plant-7", "Europe/Berlin")
+    with closing(Recording(tmp_path, start=False)) as recording:
+        recording.writer = Writer(storage, partitions_max=4)
+        partition = recording.writer.add_partition(str(tmp_path / "s-0"), segment_bytes=1 << 20, linger_ns=0)
+        ring = recording.ring("test")
+        recording.start()
+        records = 0
+        for _ in range(12):
+            for _ in range(300):
+                while not ring.append(partition, b"a/b", bytes(1000), b"", (T0 + records) * NS_PER_MS):
+                    time.sleep(0.001)  # the ring is full
+                records += 1
+            report = verify(tmp_path, deep=True)
+            assert report.damages == []
+        recording.flush()
+        report = verify(tmp_path, deep=True)
+        assert (report.damages, report.partitions[0].records) == ([], records)
+        assert report.partitions[0].segments > 1
