@@ -37,12 +37,25 @@ def run(*arguments: object, code: int = 0) -> str:
     return done.stdout
 
 
-def start(*arguments: object, mark: str = "", **settings: Any) -> subprocess.Popen[str]:
-    """A command that runs; it and all it starts carry the mark in their environment."""
+@contextlib.contextmanager
+def start(*arguments: object, mark: str = "", **settings: Any) -> Iterator[subprocess.Popen[str]]:
+    """A command that runs; it and all it starts carry the mark in their environment. It ends with the block."""
     env = environment({"GATEWAY_TEST_MARK": mark})
-    return subprocess.Popen(
+    with subprocess.Popen(
         command(*arguments), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env, **settings
-    )
+    ) as process:
+        try:
+            yield process
+        finally:
+            process.kill()  # does nothing to one that has ended
+
+
+@pytest.fixture(autouse=True)
+def interruptible() -> Iterator[None]:
+    """Started in the background by a shell, these tests ignore SIGINT, and so would every process they start."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture
