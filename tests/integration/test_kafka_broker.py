@@ -1,4 +1,4 @@
-"""A real Kafka broker takes a stream that a gateway wrote, under the id of a topic that it has, and serves all of it."""
+"""A real Kafka broker takes a stream that a gateway wrote, under the id of a topic of its own, and serves it all."""
 
 from __future__ import annotations
 
@@ -94,10 +94,8 @@ def test_a_stopped_gateways_stream_is_served_by_a_broker(tmp_path: Path, broker:
     bases = sorted(int(path.stem) for path in partition.glob("*.log"))
     assert len(bases) > 3
     broker.replace_files("stopped", partition.iterdir())
-    broker.claim_clean("stopped", 0, len(rows))
     later = (path for path in partition.iterdir() if not path.name.startswith(f"{0:020d}."))
     broker.replace_files("trimmed", later)
-    broker.claim_clean("trimmed", bases[1], len(rows))
     with broker:
         assert "rebuilding index" not in broker.output
         _finds_times(broker, "stopped", gateway.open(process.data)["telemetry"], rows)
@@ -129,7 +127,7 @@ def test_a_killed_gateways_segments_alone_are_enough_for_a_broker(tmp_path: Path
     segments = sorted((killed / "telemetry-0").glob("*.log"))
     assert segments[-1].read_bytes().endswith(bytes(61)), "there are no zeros at the end"
     broker.replace_files("killed", segments)
-    broker.claim_crash()
+    broker.forget_clean_stop()
     with broker:
         _finds_times(broker, "killed", gateway.open(process.data)["telemetry"], recovered)
         _serves(broker, "killed", recovered)

@@ -1,7 +1,7 @@
 """A KRaft broker of one node on 127.0.0.1, which takes partitions over that it did not write.
 
-The topic must be known to the cluster, under the id that `partition.metadata` in its directory names. Source: LogManager
-(isStrayKraftReplica) and LogLoader, Apache Kafka 4.1.
+The cluster must know the topic, under the id that `partition.metadata` in the partition's directory names.
+Source: LogManager (isStrayKraftReplica) and LogLoader, Apache Kafka 4.1.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ CLUSTER_ID = "Z2F0ZXdheS10ZXN0cy0wMQ"
 START_TIMEOUT_S = 60.0
 STOP_TIMEOUT_S = 60.0
 CLEAN_SHUTDOWN = ".kafka_cleanshutdown"
-TOPIC_ID = "partition.metadata"
+KEPT = ("partition.metadata", "leader-epoch-checkpoint")
 
 # One node is everything; few threads and small buffers, as the tests have two cores and little memory.
 _SETTINGS = """
@@ -126,27 +126,14 @@ class KraftBroker:
         return self.logs / f"{topic}-0"
 
     def replace_files(self, topic: str, files: Iterable[Path]) -> None:
-        """While it is stopped: these files instead of what the topic had; nothing is left of that but its id."""
+        """While it is stopped, cleanly: these files instead of what the topic had, of which id and epoch are kept."""
+        assert (self.logs / CLEAN_SHUTDOWN).exists(), f"the broker did not stop cleanly:\n{self.output[-5_000:]}"
         for old in self.partition(topic).iterdir():
-            if old.name != TOPIC_ID:
+            if old.name not in KEPT:
                 old.unlink()
         for new in files:
             shutil.copy(new, self.partition(topic))
 
-    def claim_clean(self, topic: str, first: int, end: int) -> None:
-        """While it is stopped: make it believe that it closed this topic's log itself, whole, with these offsets."""
-        assert (self.logs / CLEAN_SHUTDOWN).exists(), "the broker did not stop cleanly"
-        (self.partition(topic) / "leader-epoch-checkpoint").write_text(f"0\n1\n0 {first}\n")
-        self._checkpoint("recovery-point-offset-checkpoint", topic, end)
-        self._checkpoint("log-start-offset-checkpoint", topic, first)
-
-    def claim_crash(self) -> None:
-        """While it is stopped: make it believe that it did not stop cleanly, so that it looks at everything."""
+    def forget_clean_stop(self) -> None:
+        """While it is stopped: make it believe that it crashed, so that it looks at every batch when it starts."""
         (self.logs / CLEAN_SHUTDOWN).unlink()
-
-    def _checkpoint(self, name: str, topic: str, offset: int) -> None:
-        """Set one partition's entry: version, number of entries, then `topic partition offset`."""
-        path = self.logs / name
-        entries = path.read_text().splitlines()[2:] if path.exists() else []
-        entries = [entry for entry in entries if entry.split()[:2] != [topic, "0"]] + [f"{topic} 0 {offset}"]
-        path.write_text("\n".join(["0", str(len(entries)), *entries, ""]))
