@@ -35,7 +35,7 @@ num.network.threads=1
 num.io.threads=2
 background.threads=1
 num.recovery.threads.per.data.dir=1
-log.cleaner.enable=false
+log.cleaner.dedupe.buffer.size=4194304
 auto.create.topics.enable=false
 offsets.topic.num.partitions=1
 offsets.topic.replication.factor=1
@@ -78,7 +78,7 @@ class KraftBroker:
 
     @property
     def output(self) -> str:
-        """What it has said, over all its starts."""
+        """What it has said since it was started last."""
         return self._output.read_text(errors="replace")
 
     def format(self) -> None:
@@ -90,12 +90,19 @@ class KraftBroker:
         line = command("kafka.Kafka", str(self._settings), options=options)
         with self._output.open("wb") as output:
             self._process = subprocess.Popen(line, stdin=subprocess.DEVNULL, stdout=output, stderr=output)
+        try:
+            self._wait_until_started(self._process)
+        except BaseException:
+            self.stop()
+            raise
+        return self
+
+    def _wait_until_started(self, process: subprocess.Popen[bytes]) -> None:
         deadline = time.monotonic() + START_TIMEOUT_S
         while "Kafka Server started" not in self.output:
-            assert self._process.poll() is None, f"the broker ended by itself:\n{self.output[-5_000:]}"
+            assert process.poll() is None, f"the broker ended by itself:\n{self.output[-5_000:]}"
             assert time.monotonic() < deadline, f"the broker does not come up:\n{self.output[-5_000:]}"
             time.sleep(0.05)
-        return self
 
     def stop(self) -> None:
         """It closes its logs; then the directory may be changed."""
