@@ -680,6 +680,15 @@ cdef class Writer:
         return self.table.name
 
     @property
+    def reserve_bytes(self) -> int:
+        """Bytes of the disk that records may not use; may be changed at any time."""
+        return self.state.reserve_bytes
+
+    @reserve_bytes.setter
+    def reserve_bytes(self, int64_t value):
+        self.state.reserve_bytes = value
+
+    @property
     def health_fd(self) -> int:
         """Readable when a partition failed, ran out of disk or found room again, or the clock stepped."""
         return self.state.health_fd
