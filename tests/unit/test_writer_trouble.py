@@ -1,4 +1,4 @@
-"""The writer in trouble: a full disk, a clock that steps, segments rolled on demand. The test takes every step itself."""
+"""The writer in trouble: a full disk, a clock that steps, segments rolled on demand. The test takes each step."""
 
 from __future__ import annotations
 
