@@ -1,9 +1,9 @@
 """How many bytes go to the disk for a byte of payload?
 
-For 64 B and 1 KiB values at full speed and at 10 to 100,000 records/s, with acknowledgements wanted and not; for 10,000 keys that
-speak once a minute each, and for 500 streams at one record a second each. Twice: as the kernel charges this process
-(/proc/self/io), and as the block device counts, everybody's writes and the file system's journal included: let nothing else
-write meanwhile. Payload is the values alone. Everything is synced before and after.
+For 64 B and 1 KiB values at full speed and at 10 to 100,000 records/s, with acknowledgements wanted and not; for 10,000
+keys that speak once a minute each, and for 500 streams at one record a second each. Twice: as the kernel charges this
+process (/proc/self/io), and as the block device counts, everybody's writes and the file system's journal included: let
+nothing else write meanwhile. Payload is the values alone. Everything is synced before and after.
 """
 
 from __future__ import annotations

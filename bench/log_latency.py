@@ -1,9 +1,10 @@
 """How long does a record wait to be durable at 100,000 records/s, compared with what the disk alone takes?
 
-64 B values, paced, one stream, every record wants its acknowledgement; measured from the record's put to the acknowledgement as
-the producing thread sees it. Peer: a bare loop of one pwrite and one fdatasync per linger into a preallocated file, with
-the bytes that the log writes in that time; its p99 is the disk's share. The bound is linger + 3 × that p99. A steady producer
-puts a few records every 50 µs; one in bursts puts what came in a tick of 2 ms, as the intake thread does under load.
+64 B values, paced, one stream, every record wants its acknowledgement; measured from the record's put to the
+acknowledgement as the producing thread sees it. Peer: a bare loop of one pwrite and one fdatasync per linger into a
+preallocated file, with the bytes that the log writes in that time; its p99 is the disk's share. The bound is linger + 3
+× that p99. A steady producer puts a few records every 50 µs; one in bursts puts what came in a tick of 2 ms, as the
+intake thread does under load.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
 """From how many dirty files on is one syncfs faster than an fdatasync of each?
 
-Each commit: one record of 64 B to each of N streams, then wait until all are durable, as fast as that goes. Once through the
-writer, once bare (N preallocated files and N watermarks, a pwrite each), to tell the disk from the log. syncfs also writes
-whatever others left dirty on the same file system, so on a shared one it can only be slower than shown here.
+Each commit: one record of 64 B to each of N streams, then wait until all are durable, as fast as that goes. Once
+through the writer, once bare (N preallocated files and N watermarks, a pwrite each), to tell the disk from the log.
+syncfs also writes whatever others left dirty on the same file system, so on a shared one it can only be slower than
+shown here.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from gateway_native.ring import WANTS_ACK
 from bench.common import Result, duration_s, median, scratch
 from bench.recorder import recording
 
-STREAMS = (10, 30, 100, 300, 1_000)
+STREAMS = (1, 3, 10, 30, 100, 300, 1_000)
 BLOCK = b"x" * 160  # a batch of one record
 WATERMARK = b"w" * 128
 BARE_FILE_BYTES = 1 << 20

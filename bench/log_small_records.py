@@ -1,8 +1,8 @@
 """What does a small record cost, and how many go through, by the number of partitions?
 
-64 B values with keys of 22 B, full speed, without acknowledgements, records to all partitions in turn (each next record belongs
-to another one). CPU is that of the two threads alone, per record that became durable. fio beside it (256 KiB, the same
-disk) shows where the disk is the limit: then records/s say nothing of the log.
+64 B values with keys of 22 B, full speed, without acknowledgements, records to all partitions in turn (each next record
+belongs to another one). CPU is that of the two threads alone, per record that became durable. fio beside it (256 KiB,
+the same disk) shows where the disk is the limit: then records/s say nothing of the log.
 """
 
 from __future__ import annotations
@@ -35,18 +35,21 @@ class Round(NamedTuple):
 def one_round(directory: Path, storage: str, partitions: int, seconds: float) -> Round:
     with recording(directory, storage, partitions) as recorder:
         load = recorder.load(VALUE_BYTES)
+        load.run(60.0, records=partitions)
+        recorder.flush()  # the files are there
+        work, durable = recorder.writer.counters, recorder.durable_records()
         before, start = recorder.cost(), time.perf_counter()
         load.run(seconds, records=free_bytes(directory) // RECORD_BYTES_MAX)
         recorder.flush()
         elapsed_s, after = time.perf_counter() - start, recorder.cost()
-        assert recorder.durable_records() == load.records
-        counters = recorder.writer.counters
+        assert recorder.durable_records() - durable == load.records
+        done = {name: value - work[name] for name, value in recorder.writer.counters.items()}
         spent = [(end - begin) / load.records * 1e6 for begin, end in zip(before, after, strict=True)]
         return Round(
             *spent,
             records_per_s=load.records / elapsed_s,
-            bytes_per_s=counters["log_bytes"] / elapsed_s,
-            records_per_batch=load.records / counters["batches"],
+            bytes_per_s=done["log_bytes"] / elapsed_s,
+            records_per_batch=load.records / done["batches"],
         )
 
 

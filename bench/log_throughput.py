@@ -1,8 +1,9 @@
 """How close to the disk does the log come: ring to durable, beside fio?
 
-One stream, one ring, a native producer at full speed for the same time as fio writes a preallocated file in order: records
-as large as fio's blocks, and fio once more with the 256 KiB that the writer appends at a time. Both end with everything on
-the disk, and that time counts. Ours counts the records' values only; batch headers, keys and indexes are its cost.
+One stream, one ring, a native producer at full speed for the same time as fio writes a preallocated file in order:
+records as large as fio's blocks, and fio once more with the 256 KiB that the writer appends at a time. Both end with
+everything on the disk, and that time counts. Ours counts the records' values only; batch headers, keys and indexes are
+its cost.
 """
 
 from __future__ import annotations

@@ -28,15 +28,23 @@ class Cost(NamedTuple):
 
 
 class Recorder:
-    """Partitions 0 to `partitions` - 1, each a stream of its own, fed by one ring."""
+    """Partitions 0 to `partitions` - 1, each a stream of its own (`stream`, if there is one), fed by one ring."""
 
     def __init__(
-        self, directory: Path, storage: str, partitions: int = 1, *, linger_ns: int = 5_000_000, **options: Any
+        self,
+        directory: Path,
+        storage: str,
+        partitions: int = 1,
+        *,
+        linger_ns: int = 5_000_000,
+        stream: str = "bench",
+        **options: Any,
     ) -> None:
         self.writer = Writer(storage, partitions_max=max(1024, partitions), **options)
         self.ring: Ring = self.writer.ring("bench", RING_BYTES)
         for number in range(partitions):
-            self.writer.add_partition(str(directory / f"bench-{number:04d}-0"), linger_ns=linger_ns)
+            name = stream if partitions == 1 else f"{stream}-{number:04d}"
+            self.writer.add_partition(str(directory / f"{name}-0"), linger_ns=linger_ns)
         self.partitions = partitions
         self._writer = threading.Thread(target=self.writer.run_writer)
         self._flusher = threading.Thread(target=self.writer.run_flusher)
