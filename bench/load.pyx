@@ -1,7 +1,7 @@
 """What loads the log for measurements: one producing thread without the GIL. Built on demand by bench.native.
 
-It does what an intake thread does: records into the ring, published once per received block, stamped once per block; blocks on the
-ring's event when the ring is full; takes acknowledgements off in order.
+It does what an intake thread does: puts records into the ring, stamps and publishes them once per received block; waits
+for the ring's event when the ring is full; takes acknowledgements off in order.
 """
 
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t

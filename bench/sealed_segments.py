@@ -26,7 +26,7 @@ def write_partition(directory: Path, sealed: int) -> None:
 
 def drop_manifest(directory: Path) -> None:
     """As if it had been lost; each segment's own summary stays."""
-    (directory / MANIFEST).unlink()
+    (directory / MANIFEST).unlink(missing_ok=True)
 
 
 def manifest_entries(directory: Path) -> int:
