@@ -4,9 +4,11 @@ CAPACITY_MIN: int
 CAPACITY_MAX: int
 KEYFRAME: int
 WANTS_ACK: int
+GAP: int
 PENDING: int
 ACKED: int
 FAILED: int
+REFUSED: int
 
 class Ring:
     """One ring, seen from its producing thread. Made by ``Writer.ring``."""
@@ -39,5 +41,8 @@ class Ring:
         self, partition: int, key: bytes, value: bytes, headers: bytes, timestamp_ns: int, flags: int = 0
     ) -> int: ...
     def verdict(self, partition: int, sequence: int) -> int: ...
+    @property
+    def refusals_pending(self) -> bool: ...
+    def confirm_refusals(self) -> None: ...
     def set_ack_interest(self, interested: bool) -> None: ...
     def clear_event(self) -> None: ...

@@ -6,9 +6,9 @@ from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy, memset
 
 cdef extern from "atomics.h" nogil:
-    uint64_t gw_load_acquire(const uint64_t*)
     uint64_t gw_load_relaxed(const uint64_t*)
     void gw_store_release(uint64_t*, uint64_t)
+    void gw_store_relaxed(uint64_t*, uint64_t)
     void gw_store_seq(uint64_t*, uint64_t)
     uint64_t gw_load_seq(const uint64_t*)
     uint64_t gw_exchange(uint64_t*, uint64_t)
@@ -35,9 +35,11 @@ CAPACITY_MAX = 1 << 32
 
 KEYFRAME = SLOT_KEYFRAME
 WANTS_ACK = SLOT_WANTS_ACK
+GAP = SLOT_GAP
 PENDING = VERDICT_WAIT
 ACKED = VERDICT_ACK
 FAILED = VERDICT_FAILED
+REFUSED = VERDICT_REFUSED
 
 
 cdef inline void ring_bell(int fd) noexcept nogil:
@@ -102,9 +104,41 @@ cdef void ring_publish(RingState* ring) noexcept nogil:
 cdef int ring_verdict(RingState* ring, uint32_t partition, uint64_t sequence) noexcept nogil:
     if gw_load_acquire(&ring.acked[partition]) >= sequence:
         return VERDICT_ACK
+    if gw_load_acquire(&ring.refused_to[partition]) >= sequence \
+            and ring.refused_to[partition] > ring.refused_seen[partition] \
+            and gw_load_relaxed(&ring.refused_from[partition]) <= sequence:
+        return VERDICT_REFUSED
     if gw_load_acquire(&ring.failed[partition]):
         return VERDICT_FAILED
     return VERDICT_WAIT
+
+
+cdef bint ring_refusals_pending(RingState* ring) noexcept nogil:
+    cdef uint64_t refusals = gw_load_acquire(&ring.refusals)
+    cdef uint64_t i
+    if refusals == ring.refusals_seen:
+        return False
+    ring.refusals_looked = refusals
+    for i in range(gw_load_acquire(ring.partition_count)):
+        ring.refused_looked[i] = gw_load_acquire(&ring.refused_to[i])
+    return True
+
+
+cdef void ring_confirm_refusals(RingState* ring) noexcept nogil:
+    cdef uint64_t i
+    if ring.refusals_looked == ring.refusals_seen:
+        return
+    ring.refusals_seen = ring.refusals_looked
+    for i in range(gw_load_acquire(ring.partition_count)):
+        if ring.refused_looked[i] > ring.refused_seen[i]:
+            gw_store_release(&ring.refused_seen[i], ring.refused_looked[i])
+
+
+cdef void ring_refuse(RingState* ring, uint32_t partition, uint64_t first, uint64_t last) noexcept nogil:
+    if not ring_refusal_open(ring, partition):
+        gw_store_relaxed(&ring.refused_from[partition], first)
+    gw_store_release(&ring.refused_to[partition], last)
+    gw_store_release(&ring.refusals, ring.refusals + last - first + 1)
 
 
 cdef RingSlot* ring_peek(RingState* ring, uint64_t* position) noexcept nogil:
@@ -155,13 +189,17 @@ cdef class Ring:
         self.state.next_sequence = <uint64_t*>calloc(partitions, sizeof(uint64_t))
         self.state.acked = <uint64_t*>calloc(partitions, sizeof(uint64_t))
         self.state.failed = <uint64_t*>calloc(partitions, sizeof(uint64_t))
+        self.state.refused_from = <uint64_t*>calloc(4 * <size_t>partitions, sizeof(uint64_t))
         # Mapped, so that a ring costs memory only as far as it was ever filled.
         self.state.data = <uint8_t*>mmap(NULL, capacity, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0)
         if self.state.data == <uint8_t*>MAP_FAILED:
             self.state.data = NULL
         if (self.state.data is NULL or self.state.next_sequence is NULL or self.state.acked is NULL
-                or self.state.failed is NULL):
+                or self.state.failed is NULL or self.state.refused_from is NULL):
             raise MemoryError(f"no memory for ring {name} of {capacity} bytes")
+        self.state.refused_to = self.state.refused_from + partitions
+        self.state.refused_seen = self.state.refused_to + partitions
+        self.state.refused_looked = self.state.refused_seen + partitions
         self.state.event_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)
         if self.state.event_fd < 0:
             raise OSError(errno, f"eventfd for ring {name}")
@@ -179,6 +217,7 @@ cdef class Ring:
         free(self.state.next_sequence)
         free(self.state.acked)
         free(self.state.failed)
+        free(self.state.refused_from)
         free(self.state)
 
     @property
@@ -231,10 +270,22 @@ cdef class Ring:
         return sequence
 
     def verdict(self, uint32_t partition, uint64_t sequence) -> int:
-        """PENDING, ACKED (it is on disk) or FAILED (the partition failed before it got there)."""
+        """PENDING, ACKED (it is on disk), FAILED (the partition failed before it got there) or REFUSED (the disk is full).
+
+        REFUSED is said until `confirm_refusals`; whoever keeps outstanding records asks for all of them before that.
+        """
         if partition >= self.state.partitions:
             raise IndexError(f"partition {partition} of {self.state.partitions}")
         return ring_verdict(self.state, partition, sequence)
+
+    @property
+    def refusals_pending(self) -> bool:
+        """Were records refused since the last `confirm_refusals`? Then look at every outstanding verdict, and confirm."""
+        return ring_refusals_pending(self.state)
+
+    def confirm_refusals(self) -> None:
+        """Every outstanding record was looked at since `refusals_pending` said so; the writer takes records again."""
+        ring_confirm_refusals(self.state)
 
     def set_ack_interest(self, bint interested) -> None:
         """While true, `event_fd` becomes readable whenever acknowledgements may leave. Look once more after setting."""

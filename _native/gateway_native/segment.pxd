@@ -5,7 +5,7 @@ bytes were appended since the last; a sealed segment's time index gets a final e
 failure to write one is counted and never holds up ingest.
 """
 
-from libc.stdint cimport int32_t, int64_t, uint8_t, uint64_t
+from libc.stdint cimport int64_t, uint8_t, uint32_t
 
 from gateway_native.storage cimport SegmentFile, StorageOps
 
@@ -34,6 +34,8 @@ cdef struct Active:
     int64_t time_bytes
     int index_count                 # entries waiting in the buffers
     int time_count
+    uint32_t index_crc              # CRC-32C of what is written of each
+    uint32_t time_crc
     int index_error                 # errno of the first failed index write; this segment's indexes then stop growing
     uint8_t index_buffer[INDEX_BUFFERED * INDEX_ENTRY_BYTES]
     uint8_t time_buffer[INDEX_BUFFERED * TIME_ENTRY_BYTES]
@@ -42,10 +44,15 @@ cdef struct Active:
 cdef int active_create(StorageOps* ops, Active* segment, const char* directory, int64_t base_offset) noexcept nogil
 # Open an existing segment; the caller sets its state (position, index lengths…) from recovery before the first append.
 cdef int active_open(StorageOps* ops, Active* segment, const char* directory, int64_t base_offset) noexcept nogil
-# Append one finished batch. On failure nothing changed that a later attempt would not do again.
+# Append one finished batch. On failure nothing changed that a later attempt would not do again. -ENOSPC also when so
+# little would be left on the disk that `reserve_bytes` of it were touched.
 cdef int active_append(
     StorageOps* ops, Active* segment, const uint8_t* batch, int64_t size, int64_t last_offset, int64_t max_timestamp,
-    int64_t segment_bytes,
+    int64_t segment_bytes, int64_t reserve_bytes,
+) noexcept nogil
+# Have room for `size` more bytes, and the preallocation that append would ask for.
+cdef int active_make_room(
+    StorageOps* ops, Active* segment, int64_t size, int64_t segment_bytes, int64_t reserve_bytes,
 ) noexcept nogil
 # Room in this segment for one more batch, by size, offset range (i32) and age?
 cdef bint active_has_room(

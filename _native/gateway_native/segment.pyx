@@ -1,10 +1,11 @@
 """The active segment and its indexes. See segment.pxd."""
 
-from libc.errno cimport EIO
-from libc.stdint cimport INT32_MAX, int32_t, int64_t, uint8_t, uint32_t, uint64_t
+from libc.errno cimport EIO, ENOSPC
+from libc.stdint cimport INT32_MAX, int64_t, uint8_t, uint64_t
 from libc.stdio cimport snprintf
 from libc.string cimport memset
 
+from gateway_native.batch cimport AT_BASE_TIMESTAMP, crc32c_update, get_be64
 from gateway_native.storage cimport OPEN_EMPTY, OPEN_EXISTING, OPEN_NEW, SegmentFile, StorageOps
 
 
@@ -93,21 +94,32 @@ cdef void active_flush_indexes(StorageOps* ops, Active* segment) noexcept nogil:
         failed = ops.write_at(segment.index_fd, segment.index_buffer, size, segment.index_bytes)
         if not failed:
             segment.index_bytes += size
+            segment.index_crc = crc32c_update(segment.index_crc, segment.index_buffer, size)
     if segment.time_count and not segment.index_error and not failed:
         size = segment.time_count * TIME_ENTRY_BYTES
         failed = ops.write_at(segment.time_fd, segment.time_buffer, size, segment.time_bytes)
         if not failed:
             segment.time_bytes += size
+            segment.time_crc = crc32c_update(segment.time_crc, segment.time_buffer, size)
     if failed:
         segment.index_error = -failed
     segment.index_count = 0
     segment.time_count = 0
 
 
-cdef int allocate(StorageOps* ops, Active* segment, int64_t upto, int64_t segment_bytes) noexcept nogil:
+cdef int allocate(
+    StorageOps* ops, Active* segment, int64_t upto, int64_t segment_bytes, int64_t reserve_bytes,
+) noexcept nogil:
     """Room for so much of the log and for every index entry that it can bring, the final one included."""
     cdef int64_t entries = upto // INDEX_INTERVAL_BYTES + 2
-    cdef int failed = ops.reserve(segment.index_fd, entries * INDEX_ENTRY_BYTES)
+    cdef int64_t left
+    cdef int failed
+    if reserve_bytes > 0:
+        left = ops.free_bytes(segment.log.fd)
+        # What cannot be asked is found out by writing.
+        if left >= 0 and left - (upto - segment.log.allocated) < reserve_bytes:
+            return -ENOSPC
+    failed = ops.reserve(segment.index_fd, entries * INDEX_ENTRY_BYTES)
     if failed == 0:
         failed = ops.reserve(segment.time_fd, entries * TIME_ENTRY_BYTES)
     if failed == 0:
@@ -115,30 +127,39 @@ cdef int allocate(StorageOps* ops, Active* segment, int64_t upto, int64_t segmen
     return failed
 
 
+cdef int active_make_room(
+    StorageOps* ops, Active* segment, int64_t size, int64_t segment_bytes, int64_t reserve_bytes,
+) noexcept nogil:
+    cdef int64_t needed = segment.log.position + size
+    cdef int64_t step = segment.log.allocated
+    cdef int64_t upto
+    cdef int failed
+    if needed <= segment.log.allocated:
+        return 0
+    step = ALLOCATE_FIRST_BYTES if step < ALLOCATE_FIRST_BYTES else step
+    step = ALLOCATE_STEP_BYTES if step > ALLOCATE_STEP_BYTES else step
+    upto = segment.log.allocated + step
+    upto = segment_bytes if upto > segment_bytes else upto
+    upto = needed if upto < needed else upto
+    failed = allocate(ops, segment, upto, segment_bytes, reserve_bytes)
+    if failed and upto > needed:
+        failed = allocate(ops, segment, needed, segment_bytes, reserve_bytes)   # the last blocks of a full disk
+    return failed
+
+
 cdef int active_append(
     StorageOps* ops, Active* segment, const uint8_t* batch, int64_t size, int64_t last_offset, int64_t max_timestamp,
-    int64_t segment_bytes,
+    int64_t segment_bytes, int64_t reserve_bytes,
 ) noexcept nogil:
     cdef int64_t position = segment.log.position
-    cdef int64_t step, upto
-    cdef int failed
-    if position + size > segment.log.allocated:
-        step = segment.log.allocated
-        step = ALLOCATE_FIRST_BYTES if step < ALLOCATE_FIRST_BYTES else step
-        step = ALLOCATE_STEP_BYTES if step > ALLOCATE_STEP_BYTES else step
-        upto = segment.log.allocated + step
-        upto = segment_bytes if upto > segment_bytes else upto
-        upto = position + size if upto < position + size else upto
-        failed = allocate(ops, segment, upto, segment_bytes)
-        if failed and upto > position + size:
-            failed = allocate(ops, segment, position + size, segment_bytes)     # the last blocks of a full disk
-        if failed:
-            return failed
+    cdef int failed = active_make_room(ops, segment, size, segment_bytes, reserve_bytes)
+    if failed:
+        return failed
     failed = ops.append(&segment.log, batch, size)
     if failed:
         return failed
     if segment.first_timestamp < 0:
-        segment.first_timestamp = max_timestamp
+        segment.first_timestamp = <int64_t>get_be64(batch + AT_BASE_TIMESTAMP)
     if max_timestamp > segment.max_timestamp:
         segment.max_timestamp = max_timestamp
         segment.offset_of_max = last_offset

@@ -1,6 +1,7 @@
 """The only way to the disk: one small table of native functions.
 
-Two tables ship: `mapped` copies into a mapped, preallocated segment; `pwrite` writes to the file. Every function
+Two tables ship: `mapped` copies into a mapped, preallocated segment; `pwrite` writes to the file. A third, a simulated disk
+for tests, is in simulated_disk.pyx. Every function
 returns 0 (or a descriptor) on success and -errno on failure, takes no GIL, and calls libc by name (no raw system
 calls), so that a test can put itself in between.
 """
@@ -35,7 +36,13 @@ cdef struct StorageOps:
     int (*sync_data)(int fd) noexcept nogil
     # The same with all metadata, the file's size included.
     int (*sync_all)(int fd) noexcept nogil
+    # The same for everything on the file system that holds `fd`; which file failed, only its own sync tells.
+    int (*sync_filesystem)(int fd) noexcept nogil
     int (*truncate)(int fd, int64_t size) noexcept nogil
+    int (*rename)(const char* path, const char* to) noexcept nogil
+    int (*unlink)(const char* path) noexcept nogil
+    # Room on the file system that holds `fd` which a writer without privileges may still take; or -errno.
+    int64_t (*free_bytes)(int fd) noexcept nogil
     int (*make_directory)(const char* path) noexcept nogil
     # The directory's entries are on the disk when this returns 0.
     int (*sync_directory)(const char* path) noexcept nogil
@@ -43,4 +50,9 @@ cdef struct StorageOps:
     void (*detach)(SegmentFile* file) noexcept nogil
     int (*close)(int fd) noexcept nogil
 
-cdef StorageOps* storage_table(str name) except NULL
+cdef class StorageTable:
+    cdef StorageOps* ops
+    cdef object owner               # keeps what the functions work on alive
+
+# The table of that name, or the one given.
+cdef StorageTable storage_table(object storage)

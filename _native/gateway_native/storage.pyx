@@ -1,8 +1,8 @@
 """The shipped storage tables, `mapped` and `pwrite`, and what file system a path is on. See storage.pxd."""
 
 from libc.errno cimport EEXIST, EINTR, EIO, EOPNOTSUPP, ENOSYS, errno
-from libc.stdint cimport int64_t, uint8_t
-from libc.string cimport memcpy, memset
+from libc.stdint cimport int64_t, uint8_t, uint64_t
+from libc.string cimport memset
 
 cdef extern from "<fcntl.h>" nogil:
     int c_open "open"(const char*, int, ...)
@@ -16,6 +16,22 @@ cdef extern from "<unistd.h>" nogil:
     int ftruncate(int, int64_t)
     ssize_t pwrite(int, const void*, size_t, int64_t)
     int c_close "close"(int)
+
+    int syncfs(int)
+    int c_unlink "unlink"(const char*)
+
+cdef extern from "<stdio.h>" nogil:
+    int c_rename "rename"(const char*, const char*)
+
+cdef extern from "<sys/statvfs.h>" nogil:
+    struct statvfs_t "statvfs":
+        unsigned long f_frsize
+        uint64_t f_bavail
+    int fstatvfs(int, statvfs_t*)
+
+cdef extern from "sigbus.h" nogil:
+    int gw_bus_install()
+    int gw_bus_copy(uint8_t* to, const uint8_t* source, size_t size)
 
 cdef extern from "<sys/stat.h>" nogil:
     int mkdir(const char*, unsigned int)
@@ -81,7 +97,8 @@ cdef void mapped_detach(SegmentFile* file) noexcept nogil:
 cdef int mapped_append(SegmentFile* file, const uint8_t* data, int64_t size) noexcept nogil:
     if file.map is NULL or file.position + size > file.allocated:
         return -EIO                 # a bug of the caller's, and never a SIGBUS
-    memcpy(file.map + file.position, data, size)
+    if gw_bus_copy(file.map + file.position, data, size):
+        return -EIO                 # a bad sector, or somebody cut the file
     file.position += size
     return 0
 
@@ -140,6 +157,25 @@ cdef int posix_sync_all(int fd) noexcept nogil:
     return 0 if fsync(fd) == 0 else -errno
 
 
+cdef int posix_sync_filesystem(int fd) noexcept nogil:
+    return 0 if syncfs(fd) == 0 else -errno
+
+
+cdef int posix_rename(const char* path, const char* to) noexcept nogil:
+    return 0 if c_rename(path, to) == 0 else -errno
+
+
+cdef int posix_unlink(const char* path) noexcept nogil:
+    return 0 if c_unlink(path) == 0 else -errno
+
+
+cdef int64_t posix_free_bytes(int fd) noexcept nogil:
+    cdef statvfs_t info
+    if fstatvfs(fd, &info) != 0:
+        return -errno
+    return <int64_t>(info.f_bavail * info.f_frsize)
+
+
 cdef int posix_truncate(int fd, int64_t size) noexcept nogil:
     while ftruncate(fd, size) != 0:
         if errno != EINTR:
@@ -177,7 +213,11 @@ mapped_ops.append = mapped_append
 mapped_ops.write_at = posix_write_at
 mapped_ops.sync_data = posix_sync_data
 mapped_ops.sync_all = posix_sync_all
+mapped_ops.sync_filesystem = posix_sync_filesystem
 mapped_ops.truncate = posix_truncate
+mapped_ops.rename = posix_rename
+mapped_ops.unlink = posix_unlink
+mapped_ops.free_bytes = posix_free_bytes
 mapped_ops.make_directory = posix_make_directory
 mapped_ops.sync_directory = posix_sync_directory
 mapped_ops.detach = mapped_detach
@@ -190,12 +230,34 @@ pwrite_ops.append = pwrite_append
 pwrite_ops.detach = nothing_to_detach
 
 
-cdef StorageOps* storage_table(str name) except NULL:
-    if name == "mapped":
-        return &mapped_ops
-    if name == "pwrite":
-        return &pwrite_ops
-    raise ValueError(f"there is no storage table {name!r}; there are 'mapped' and 'pwrite'")
+cdef class StorageTable:
+    """One implementation of the table, to be passed to `Writer`; its name is for people."""
+
+    def __init__(self):
+        raise TypeError("a storage table comes from the module that implements it")
+
+    @property
+    def name(self) -> str:
+        """What the table is called."""
+        return self.ops.name.decode()
+
+
+cdef StorageTable table_of(StorageOps* ops):
+    cdef StorageTable table = StorageTable.__new__(StorageTable)
+    table.ops = ops
+    return table
+
+
+cdef StorageTable storage_table(object storage):
+    if isinstance(storage, StorageTable):
+        return storage
+    if storage == "mapped":
+        if gw_bus_install():
+            raise OSError(errno, "cannot handle SIGBUS, without which a mapped segment is not safe")
+        return table_of(&mapped_ops)
+    if storage == "pwrite":
+        return table_of(&pwrite_ops)
+    raise ValueError(f"there is no storage table {storage!r}; there are 'mapped' and 'pwrite'")
 
 
 # statfs(2) f_type. Only where preallocated blocks are kept for good is a mapped write safe from SIGBUS.

@@ -10,17 +10,22 @@
 #define GW_BE16(v) (v)
 #define GW_BE32(v) (v)
 #define GW_BE64(v) (v)
+#define GW_LE32(v) __builtin_bswap32(v)
 #define GW_LE64(v) __builtin_bswap64(v)
 #else
 #define GW_BE16(v) __builtin_bswap16(v)
 #define GW_BE32(v) __builtin_bswap32(v)
 #define GW_BE64(v) __builtin_bswap64(v)
+#define GW_LE32(v) (v)
 #define GW_LE64(v) (v)
 #endif
 
 static inline void put_be16(uint8_t *to, uint16_t v) { v = GW_BE16(v); memcpy(to, &v, sizeof v); }
 static inline void put_be32(uint8_t *to, uint32_t v) { v = GW_BE32(v); memcpy(to, &v, sizeof v); }
 static inline void put_be64(uint8_t *to, uint64_t v) { v = GW_BE64(v); memcpy(to, &v, sizeof v); }
+
+static inline void put_le32(uint8_t *to, uint32_t v) { v = GW_LE32(v); memcpy(to, &v, sizeof v); }
+static inline void put_le64(uint8_t *to, uint64_t v) { v = GW_LE64(v); memcpy(to, &v, sizeof v); }
 
 static inline uint16_t get_be16(const uint8_t *from) { uint16_t v; memcpy(&v, from, sizeof v); return GW_BE16(v); }
 static inline uint32_t get_be32(const uint8_t *from) { uint32_t v; memcpy(&v, from, sizeof v); return GW_BE32(v); }

@@ -1,24 +1,40 @@
-"""The writer and flusher threads. See writer.pxd for what each part is and who may touch it."""
+"""The writer thread: drains the rings, batches, decides when to commit; and `Writer`, which Python sees.
+
+See writer.pxd for the division of labour, state.pxd for what each field is and who may touch it.
+"""
 
 import os
 import time
 
-from libc.errno cimport EDQUOT, ENOENT, ENOMEM, ENOSPC, errno
-from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+from libc.errno cimport EIO, ENOENT, errno
+from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t
 from libc.stdio cimport snprintf
-from libc.stdlib cimport calloc, free, malloc
-from libc.string cimport memcpy, memset, strdup
+from libc.stdlib cimport calloc, free
+from libc.string cimport strdup
 
 from gateway_native.batch cimport (
     BATCH_HEADER_BYTES,
-    BatchBuilder,
     batch_append,
     batch_begin,
-    batch_finish,
+    put_header,
+    put_headers_count,
     record_bytes_max,
+)
+from gateway_native.buffers cimport free_buffers, grow_buffer, take_buffer
+from gateway_native.flusher cimport flush_commit
+from gateway_native.partition cimport (
+    NS_PER_MS,
+    append_open_batch,
+    collect_partition,
+    mark_dirty,
+    prepare_commit,
+    retry_full_disk,
+    roll_partition,
+    take_troubled,
 )
 from gateway_native.ring cimport (
     SLOT_BYTES,
+    SLOT_GAP,
     SLOT_KEYFRAME,
     SLOT_WANTS_ACK,
     Ring,
@@ -28,35 +44,45 @@ from gateway_native.ring cimport (
     ring_notify,
     ring_peek,
 )
-from gateway_native.segment cimport (
-    Active,
-    active_append,
-    active_create,
-    active_flush_indexes,
-    active_has_room,
-    active_open,
-    active_seal,
-    PATH_BYTES,
+from gateway_native.rolling cimport close_partition, free_partition
+from gateway_native.segment cimport PATH_BYTES, Active, active_open
+from gateway_native.state cimport (
+    COMMIT_DONE,
+    COMMIT_IDLE,
+    COMMIT_READY,
+    DRAIN_BYTES,
+    RINGS_MAX,
+    STEP_ALLOCATE_APPEND,
+    STEP_CREATE,
+    STEP_MEMORY,
+    STEP_SEAL,
+    STEP_SYNC,
+    STEP_SYNC_DIRECTORY,
+    STEP_SYNC_SEALED,
+    WRITER_FINISHED,
+    WRITER_RUNNING,
+    Partition,
+    WriterState,
+    bell,
+    bump,
+    gw_boottime_ns,
+    gw_exchange,
+    gw_fence,
+    gw_load_acquire,
+    gw_load_relaxed,
+    gw_realtime_ns,
+    gw_store_release,
+    gw_store_seq,
+    monotonic_ns,
 )
-from gateway_native.storage cimport OPEN_EMPTY, OPEN_EXISTING, OPEN_NEW, StorageOps, storage_table
-from gateway_native.watermark cimport WATERMARK_BYTES, watermark_encode
-
-cdef extern from "atomics.h" nogil:
-    uint64_t gw_load_acquire(const uint64_t*)
-    uint64_t gw_load_relaxed(const uint64_t*)
-    void gw_store_release(uint64_t*, uint64_t)
-    void gw_store_relaxed(uint64_t*, uint64_t)
-    void gw_store_seq(uint64_t*, uint64_t)
-    uint64_t gw_load_seq(const uint64_t*)
-    uint64_t gw_exchange(uint64_t*, uint64_t)
-    void gw_fence()
+from gateway_native.storage cimport OPEN_EXISTING, OPEN_NEW, storage_table
+from gateway_native.watermark cimport MARK_INDEXES_WHOLE, WATERMARK_BYTES, watermark_encode
 
 cdef extern from "<sys/eventfd.h>" nogil:
     int eventfd(unsigned int, int)
     enum: EFD_CLOEXEC, EFD_NONBLOCK
 
 cdef extern from "<unistd.h>" nogil:
-    ssize_t write(int, const void*, size_t)
     ssize_t read(int, void*, size_t)
     int close(int)
 
@@ -64,8 +90,6 @@ cdef extern from "<time.h>" nogil:
     struct timespec:
         long tv_sec
         long tv_nsec
-    int clock_gettime(int, timespec*)
-    enum: CLOCK_MONOTONIC
 
 cdef extern from "<poll.h>" nogil:
     struct pollfd:
@@ -76,18 +100,22 @@ cdef extern from "<poll.h>" nogil:
     enum: POLLIN
 
 cdef enum:
-    NS_PER_MS = 1000000
-    # Those who wait for acknowledgements fall silent when all of them wait: then commit at once.
+    NS_PER_S = 1000000000
+    # Those who wait for acknowledgements fall silent when all of them wait: then commit at once, …
     QUIET_NS = 150000
+    # … unless more spacing than usual was asked for, to spare the disk.
+    QUIET_LINGER_NS_MAX = 5000000
     # Where nobody waits for an acknowledgement, few bytes may wait this long for company.
     RELAXED_SPACING_NS = 100000000
     RELAXED_BYTES = 1048576
-    # How often a full disk is tried again.
-    RETRY_NS = 200000000
     # A clock stepping back by up to this is clamped, so that time stands still rather than runs backwards.
     CLAMP_MS = 1000
     # Rings are drained in turns, so after a stall one ring's records may be this much older than another's.
     LAG_MS_MAX = 300000
+    # The wall clock jumping ahead by more than this begins a new segment.
+    FORWARD_MS = 3600000
+    CLOCK_TEXT_BYTES = 80
+    CLOCK_RECORD_BYTES = 160        # bound of a whole clock record in a batch
 
 STEPS = {
     STEP_CREATE: "creating a segment",
@@ -100,26 +128,13 @@ STEPS = {
 }
 
 
-# -- small helpers --------------------------------------------------------------------------------------------------
-
-cdef inline uint64_t monotonic_ns() noexcept nogil:
-    cdef timespec now
-    clock_gettime(CLOCK_MONOTONIC, &now)
-    return <uint64_t>now.tv_sec * 1000000000 + <uint64_t>now.tv_nsec
-
-
-cdef inline void bell(int fd) noexcept nogil:
-    cdef uint64_t one = 1
-    write(fd, &one, sizeof(one))    # EAGAIN: it rings already
-
-
 cdef inline void wait_bell(int fd, int64_t timeout_ns) noexcept nogil:
     """Block until the bell rings, a signal arrives, or the time is over; timeout_ns -1: no limit."""
     cdef pollfd waiting
     cdef timespec timeout
     cdef uint64_t count
-    timeout.tv_sec = timeout_ns // 1000000000
-    timeout.tv_nsec = timeout_ns % 1000000000
+    timeout.tv_sec = timeout_ns // NS_PER_S
+    timeout.tv_nsec = timeout_ns % NS_PER_S
     waiting.fd = fd
     waiting.events = POLLIN
     waiting.revents = 0
@@ -127,232 +142,23 @@ cdef inline void wait_bell(int fd, int64_t timeout_ns) noexcept nogil:
         read(fd, &count, sizeof(count))
 
 
-cdef inline void bump(uint64_t* counter, uint64_t by) noexcept nogil:
-    """Add to a counter that one thread writes and others read."""
-    gw_store_relaxed(counter, gw_load_relaxed(counter) + by)
+# -- records into batches ---------------------------------------------------------------------------------------------
 
-
-cdef inline bint is_full_disk(int failed) noexcept nogil:
-    return failed == -ENOSPC or failed == -EDQUOT
-
-
-# -- batch buffers ----------------------------------------------------------------------------------------------------
-
-cdef void free_one_batch(Writer w) noexcept nogil:
-    cdef Batch* batch = w.free_batches
-    w.free_batches = batch.next
-    w.buffer_bytes -= batch.capacity
-    free(batch.data)
-    free(batch)
-
-
-cdef Batch* take_batch(Writer w, size_t bytes_needed) noexcept nogil:
-    """A batch buffer for at least that many bytes, or NULL while the pool is used up."""
-    cdef size_t capacity = BATCH_BYTES
-    cdef Batch* batch
-    if bytes_needed > capacity:
-        capacity = bytes_needed
-    elif w.free_batches is not NULL:
-        batch = w.free_batches
-        w.free_batches = batch.next
-        batch.next = NULL
-        batch.finished_bytes = 0
-        return batch
-    while w.buffer_bytes + capacity > w.buffer_bytes_max and w.free_batches is not NULL:
-        free_one_batch(w)           # only a large record comes here with spare buffers: they make room for it
-    if w.buffer_bytes and w.buffer_bytes + capacity > w.buffer_bytes_max:
-        return NULL
-    batch = <Batch*>calloc(1, sizeof(Batch))
-    if batch is NULL:
-        return NULL
-    batch.data = <uint8_t*>malloc(capacity)
-    if batch.data is NULL:
-        free(batch)
-        return NULL
-    batch.capacity = capacity
-    w.buffer_bytes += capacity
-    return batch
-
-
-cdef void release_batches(Writer w, Batch* batch) noexcept nogil:
-    """Give a list of buffers back. Standard ones are kept for reuse, large ones are freed."""
-    cdef Batch* following
-    while batch is not NULL:
-        following = batch.next
-        if batch.capacity == BATCH_BYTES:
-            batch.next = w.free_batches
-            w.free_batches = batch
-        else:
-            w.buffer_bytes -= batch.capacity
-            free(batch.data)
-            free(batch)
-        batch = following
-
-
-# -- a partition, on the writer thread --------------------------------------------------------------------------------
-
-cdef void fail_partition(Writer w, Partition* p, int failed, uint64_t step) noexcept nogil:
-    """From now on nothing more is acknowledged from this partition; whoever waits is told."""
-    cdef uint64_t i
-    if gw_load_relaxed(&p.failed):
-        return
-    gw_store_relaxed(&p.failed_errno, <uint64_t>(-failed))
-    gw_store_relaxed(&p.failed_step, step)
-    gw_store_release(&p.failed, 1)
-    gw_fence()                      # `ring` counts a new ring, fences, then looks at `failed`
-    for i in range(gw_load_acquire(&w.ring_count)):
-        gw_store_release(&w.rings[i].failed[p.index], 1)
-        ring_notify(w.rings[i])
-    bell(w.health_fd)
-
-
-cdef void set_full_disk(Writer w, Partition* p, int failed) noexcept nogil:
-    if not p.full_disk:
-        p.full_disk = True
-        w.stalled_partitions += 1
-        w.retry_ns = monotonic_ns() + RETRY_NS
-        gw_store_relaxed(&p.stalled_errno, <uint64_t>(-failed))
-        bell(w.health_fd)
-
-
-cdef void clear_full_disk(Writer w, Partition* p) noexcept nogil:
-    if p.full_disk:
-        p.full_disk = False
-        w.stalled_partitions -= 1
-        gw_store_relaxed(&p.stalled_errno, 0)
-        bell(w.health_fd)
-
-
-cdef int create_directory(Writer w, Partition* p, int64_t base_offset) noexcept nogil:
-    """The directory of a new partition, and a watermark that says from the first moment on that nothing is durable.
-
-    A reader that finds no watermark trusts every sound batch, so there must be one before there is a segment.
-    """
-    cdef char path[PATH_BYTES]
-    cdef uint8_t encoded[WATERMARK_BYTES]
-    cdef int fd
-    cdef int failed = w.ops.make_directory(p.directory)
-    if failed:
-        return failed
-    p.new_directory = True
-    snprintf(path, PATH_BYTES, "%s/watermark", p.directory)
-    fd = w.ops.open(path, OPEN_EMPTY)
-    if fd < 0:
-        return fd
-    watermark_encode(encoded, p.epoch, base_offset, 0, base_offset)
-    failed = w.ops.write_at(fd, encoded, WATERMARK_BYTES, 0)
-    if failed:
-        close_counted(w, fd)
-        return failed
-    p.watermark_fd = fd
-    return 0
-
-
-cdef int create_segment(Writer w, Partition* p, int64_t base_offset) noexcept nogil:
-    """A new active segment; for a new partition its directory and watermark file too."""
-    cdef int failed
-    cdef Active* active
-    if p.watermark_fd < 0:
-        failed = create_directory(w, p, base_offset)
-        if failed:
-            return failed
-    active = <Active*>calloc(1, sizeof(Active))
-    if active is NULL:
-        return -ENOMEM
-    failed = active_create(w.ops, active, p.directory, base_offset)
-    if failed:
-        free(active)
-        return failed
-    p.active = active
-    p.new_files = True
-    return 0
-
-
-cdef int seal_segment(Writer w, Partition* p) noexcept nogil:
-    """Finish the active segment; its descriptors stay open until the flusher has synced them."""
-    cdef Sealed* sealed = <Sealed*>calloc(1, sizeof(Sealed))
-    cdef int failed
-    if sealed is NULL:
-        return -ENOMEM
-    failed = active_seal(w.ops, p.active)
-    if failed:
-        free(sealed)
-        return failed
-    if p.active.index_error:
-        bump(&p.index_errors, 1)
-    sealed.log_fd = p.active.log.fd
-    sealed.index_fd = p.active.index_fd
-    sealed.time_fd = p.active.time_fd
-    sealed.base_offset = p.active.base_offset
-    sealed.position = p.active.log.position
-    sealed.next = p.sealed
-    p.sealed = sealed
-    free(p.active)
-    p.active = NULL
-    return 0
-
-
-cdef bint append_open_batch(Writer w, Partition* p) noexcept nogil:
-    """Close the open batch and append it to the active segment. False: no room on the disk, or the partition failed."""
-    cdef Batch* batch = p.open
-    cdef int64_t last_offset
-    cdef int failed = 0
-    if batch.finished_bytes == 0:
-        batch.finished_bytes = batch_finish(&batch.builder)
-    last_offset = batch.builder.base_offset + batch.builder.count - 1
-    if p.active is not NULL and p.active.log.position > 0 and (p.roll or not active_has_room(
-            p.active, batch.finished_bytes, last_offset, batch.builder.max_timestamp, p.segment_bytes,
-            p.segment_age_ms)):
-        failed = seal_segment(w, p)
-        if failed:
-            fail_partition(w, p, failed, STEP_SEAL)
-            return False
-    if p.active is NULL:
-        failed = create_segment(w, p, batch.builder.base_offset)
-        if is_full_disk(failed):
-            set_full_disk(w, p, failed)
-            return False
-        if failed:
-            fail_partition(w, p, failed, STEP_CREATE)
-            return False
-    failed = active_append(w.ops, p.active, batch.data, batch.finished_bytes, last_offset,
-                           batch.builder.max_timestamp, p.segment_bytes)
-    if is_full_disk(failed):
-        set_full_disk(w, p, failed)
-        return False
-    if failed:
-        fail_partition(w, p, failed, STEP_ALLOCATE_APPEND)
-        return False
-    p.roll = False
-    clear_full_disk(w, p)
-    bump(&w.batches, 1)
-    bump(&w.log_bytes, batch.finished_bytes)
-    batch.next = p.kept             # kept until durable
-    p.kept = batch
-    p.open = NULL
-    return True
-
-
-cdef void mark_dirty(Writer w, Partition* p) noexcept nogil:
-    if p.dirty:
-        return
-    p.dirty = True
-    p.next_dirty = w.dirty
-    if w.dirty is NULL or p.linger_ns < w.dirty_linger_ns:
-        w.dirty_linger_ns = p.linger_ns
-    w.dirty = p
-
-
-cdef int open_batch(Writer w, Partition* p, RingSlot* slot) noexcept nogil:
-    """Have an open batch that the slot's record fits into. 1: ready; 0: not now (no buffer, no disk room); -1: failed."""
+cdef int open_batch(WriterState* w, Partition* p, RingSlot* slot) noexcept nogil:
+    """Have an open batch that the slot's record fits into. 1: ready; 0: not now (no buffer); -1: the partition failed."""
     cdef size_t most = record_bytes_max(slot.key_bytes, slot.value_bytes, slot.headers_bytes)
+    if p.clock_record:
+        most += CLOCK_RECORD_BYTES
     if p.open is not NULL:
-        if p.open.finished_bytes == 0 and not (slot.flags & SLOT_KEYFRAME and p.open.builder.count > 0) \
-                and p.open.builder.length + most <= p.open.capacity:
-            return 1
-        if not append_open_batch(w, p):
-            return -1 if gw_load_relaxed(&p.failed) else 0
-    p.open = take_batch(w, BATCH_HEADER_BYTES + most)
+        if not (slot.flags & SLOT_KEYFRAME and p.open.builder.count > 0):
+            if p.open.builder.length + most <= p.open.capacity:
+                return 1
+            if grow_buffer(w, p.open) and p.open.builder.length + most <= p.open.capacity:
+                return 1
+        append_open_batch(w, p)
+        if gw_load_relaxed(&p.failed):
+            return -1
+    p.open = take_buffer(w, BATCH_HEADER_BYTES + most, p.small_batches)
     if p.open is NULL:
         w.starved = True
         return 0
@@ -360,7 +166,19 @@ cdef int open_batch(Writer w, Partition* p, RingSlot* slot) noexcept nogil:
     return 1
 
 
-cdef bint stepped_back(Writer w, Partition* p, uint64_t ring_index, int64_t timestamp) noexcept nogil:
+cdef void put_clock_record(Partition* p, int64_t timestamp) noexcept nogil:
+    """The first record behind a step of the wall clock says so: FORMAT.md, section 3."""
+    cdef char text[CLOCK_TEXT_BYTES]
+    cdef uint8_t headers[CLOCK_RECORD_BYTES]
+    cdef int length = snprintf(text, CLOCK_TEXT_BYTES, "old=%lld new=%lld cause=step", <long long>p.clock_old,
+                               <long long>timestamp)
+    cdef uint8_t* end = put_header(put_headers_count(headers, 1), "gateway.clock", 13, <uint8_t*>text, length)
+    p.clock_record = False
+    batch_append(&p.open.builder, timestamp, NULL, -1, NULL, -1, headers, <uint32_t>(end - headers))
+    p.next_offset += 1
+
+
+cdef bint stepped_back(WriterState* w, Partition* p, uint64_t ring_index, int64_t timestamp) noexcept nogil:
     """Did the clock step back by more than is clamped since the partition's last record? A lagging ring is no step."""
     cdef int64_t back = p.last_timestamp - timestamp
     if w.ring_timestamps[ring_index] - timestamp > CLAMP_MS:
@@ -371,33 +189,45 @@ cdef bint stepped_back(Writer w, Partition* p, uint64_t ring_index, int64_t time
     return back > CLAMP_MS and (p.clock_steps != w.clock_steps or back > LAG_MS_MAX)
 
 
-cdef bint take_failed(Partition* p) noexcept nogil:
-    """A record found no way in. True: its partition failed, and it is counted as lost. False: the slot waits."""
-    if not gw_load_relaxed(&p.failed):
-        return False
-    bump(&p.lost, 1)
-    return True
+cdef bint jumped_ahead(WriterState* w, Partition* p, int64_t timestamp) noexcept nogil:
+    """Did the wall clock jump ahead since the partition's last record? A stream that was silent is no jump."""
+    return p.last_timestamp >= 0 and timestamp - p.last_timestamp > FORWARD_MS and p.forward_steps != w.forward_steps
 
 
-cdef bint take_record(Writer w, uint64_t ring_index, RingSlot* slot) noexcept nogil:
+cdef int begin_after_step(WriterState* w, Partition* p, int64_t timestamp) noexcept nogil:
+    """Look-up by time judges each segment by its own range, so a step of the clock begins a new one.
+
+    1: go on with the record; 0: not now; -1: the partition failed.
+    """
+    if p.open is not NULL and p.open.builder.count > 0:
+        append_open_batch(w, p)
+        if gw_load_relaxed(&p.failed):
+            return -1
+    p.roll = p.clock_record = True
+    p.clock_old = p.last_timestamp
+    p.clock_steps = w.clock_steps
+    p.forward_steps = w.forward_steps
+    p.last_timestamp = timestamp
+    return 1
+
+
+cdef bint take_record(WriterState* w, uint64_t ring_index, RingSlot* slot) noexcept nogil:
     """Put the slot's record into its partition's open batch. False: not now; the slot stays in the ring."""
     cdef Partition* p = w.partitions[slot.partition]
     cdef uint8_t* key = <uint8_t*>slot + SLOT_BYTES
     cdef uint8_t* value = key + slot.key_bytes
     cdef int64_t timestamp = slot.timestamp_ns // NS_PER_MS
+    cdef int32_t key_length = <int32_t>slot.key_bytes
+    cdef int32_t value_length = <int32_t>slot.value_bytes
     cdef int ready
-    if gw_load_relaxed(&p.failed):
-        bump(&p.lost, 1)
-        return True
-    if p.full_disk:
-        return False
-    if stepped_back(w, p, ring_index, timestamp):
-        # Look-up by time relies on times that do not run back within a segment.
-        if p.open is not NULL and p.open.builder.count > 0 and not append_open_batch(w, p):
-            return take_failed(p)
-        p.roll = True
-        p.clock_steps = w.clock_steps
-        p.last_timestamp = timestamp
+    if p.troubled:
+        ready = take_troubled(w, p, ring_index, slot)
+        if ready:
+            return ready > 0
+    if stepped_back(w, p, ring_index, timestamp) or jumped_ahead(w, p, timestamp):
+        if begin_after_step(w, p, timestamp) < 0:
+            bump(&p.lost, 1)
+            return True
     ready = open_batch(w, p, slot)
     if ready < 0:
         bump(&p.lost, 1)
@@ -406,24 +236,29 @@ cdef bint take_record(Writer w, uint64_t ring_index, RingSlot* slot) noexcept no
         return False
     if timestamp < p.last_timestamp:
         timestamp = p.last_timestamp        # a small step back, or a ring that lags: time stands still
-    batch_append(&p.open.builder, timestamp, key, <int32_t>slot.key_bytes, value, <int32_t>slot.value_bytes,
-                 value + slot.value_bytes, slot.headers_bytes)
+    if p.clock_record:
+        put_clock_record(p, timestamp)
+    if slot.flags & SLOT_GAP and key_length == 0 and value_length == 0:
+        key_length = value_length = -1      # the gateway's own records have neither
+    batch_append(&p.open.builder, timestamp, key, key_length, value, value_length, value + slot.value_bytes,
+                 slot.headers_bytes)
     p.last_timestamp = timestamp
     p.next_offset += 1
     p.drained[ring_index] = slot.sequence
-    bump(&p.records, 1)
-    bump(&p.bytes, <uint64_t>slot.key_bytes + slot.value_bytes + slot.headers_bytes)
+    p.open.counts[ring_index] += 1
+    p.open.content_bytes[ring_index] += <uint64_t>slot.key_bytes + slot.value_bytes + slot.headers_bytes
     w.dirty_bytes += slot.size
     mark_dirty(w, p)
+    if slot.flags & (SLOT_WANTS_ACK | SLOT_GAP):
+        p.open.waiting_rings |= <uint32_t>1 << ring_index
+        w.dirty_wants_ack = True
     if p.ack_memory:
         gw_store_release(&w.rings[ring_index].acked[p.index], slot.sequence)
         w.rings_to_notify = True
-    elif slot.flags & SLOT_WANTS_ACK:
-        w.dirty_wants_ack = True
     return True
 
 
-cdef bint drain_ring(Writer w, uint64_t index) noexcept nogil:
+cdef bint drain_ring(WriterState* w, uint64_t index) noexcept nogil:
     """Take up to DRAIN_BYTES from one ring. True if anything moved."""
     cdef RingState* ring = w.rings[index]
     cdef uint64_t start = w.positions[index]
@@ -431,7 +266,10 @@ cdef bint drain_ring(Writer w, uint64_t index) noexcept nogil:
     cdef RingSlot* slot
     while w.positions[index] < end:
         slot = ring_peek(ring, &w.positions[index])
-        if slot is NULL or not take_record(w, index, slot):
+        if slot is NULL:
+            break
+        if not take_record(w, index, slot):
+            w.blocked_rings |= <uint32_t>1 << index
             break
         w.positions[index] += slot.size
     if w.positions[index] == start:
@@ -443,13 +281,14 @@ cdef bint drain_ring(Writer w, uint64_t index) noexcept nogil:
     return True
 
 
-cdef bint drain_rings(Writer w) noexcept nogil:
+cdef bint drain_rings(WriterState* w) noexcept nogil:
     """One turn for each ring. Where the batch buffers run out, the round ends there, and the next begins with whoever got
     nothing: a large record would else find them taken by others every time."""
     cdef bint moved = False
     cdef bint served
     cdef uint64_t count = gw_load_acquire(&w.ring_count)
     cdef uint64_t i, index
+    w.blocked_rings = 0
     for i in range(count):
         index = (w.first_ring + i) % count
         served = drain_ring(w, index)
@@ -460,7 +299,7 @@ cdef bint drain_rings(Writer w) noexcept nogil:
     return moved
 
 
-cdef bint rings_empty(Writer w) noexcept nogil:
+cdef bint rings_empty(WriterState* w) noexcept nogil:
     cdef uint64_t i
     for i in range(gw_load_acquire(&w.ring_count)):
         if ring_peek(w.rings[i], &w.positions[i]) is not NULL:
@@ -468,73 +307,42 @@ cdef bint rings_empty(Writer w) noexcept nogil:
     return True
 
 
-cdef void retry_full_disk(Writer w) noexcept nogil:
-    """Try again to append what waits for room."""
-    cdef Partition* p = w.dirty
-    w.retry_ns = monotonic_ns() + RETRY_NS
-    while p is not NULL:
-        if p.full_disk:
-            append_open_batch(w, p)
-            if gw_load_relaxed(&p.failed):
-                clear_full_disk(w, p)
-        p = p.next_dirty
+cdef bint nothing_to_take(WriterState* w) noexcept nogil:
+    """Is every ring empty, or blocked by a record that must wait?"""
+    cdef uint64_t i
+    for i in range(gw_load_acquire(&w.ring_count)):
+        if not w.blocked_rings & (<uint32_t>1 << i) and ring_peek(w.rings[i], &w.positions[i]) is not NULL:
+            return False
+    return True
+
+
+# -- the wall clock ---------------------------------------------------------------------------------------------------
+
+cdef void watch_clock(WriterState* w) noexcept nogil:
+    """Notice when the wall clock jumps: it then moves against the clock that counts since boot."""
+    cdef int64_t wall = w.manual.realtime_ns if w.manual is not NULL else gw_realtime_ns()
+    cdef int64_t boot = <int64_t>w.manual.monotonic_ns if w.manual is not NULL else gw_boottime_ns()
+    cdef int64_t moved = wall - boot - w.clock_offset
+    if not w.clock_known:
+        w.clock_known = True
+        w.clock_offset = wall - boot
+        return
+    if -CLAMP_MS * NS_PER_MS <= moved <= CLAMP_MS * NS_PER_MS:
+        # Slewing is followed, so that it never adds up to a step.
+        w.clock_offset += moved
+        return
+    w.clock_offset += moved
+    w.step_old_ns = wall - moved
+    w.step_new_ns = wall
+    if moved > <int64_t>FORWARD_MS * NS_PER_MS:
+        w.forward_steps += 1
+    bump(&w.steps_seen, 1)
+    bell(w.health_fd)
 
 
 # -- group commit -----------------------------------------------------------------------------------------------------
 
-cdef void drop_failed(Writer w, Partition* p) noexcept nogil:
-    """What a failed partition still holds was never acknowledged and never will be: count it, free it."""
-    cdef Batch* batch
-    if p.open is not NULL:
-        bump(&p.lost, p.open.builder.count)
-        release_batches(w, p.open)
-        p.open = NULL
-    while p.kept is not NULL:
-        batch = p.kept
-        p.kept = batch.next
-        batch.next = NULL
-        bump(&p.lost, batch.builder.count)
-        release_batches(w, batch)
-    clear_full_disk(w, p)
-
-
-cdef bint prepare_partition(Writer w, Partition* p) noexcept nogil:
-    """Close the partition's batch and describe to the flusher what is to be synced. False: not in this commit."""
-    cdef uint64_t i
-    if not gw_load_relaxed(&p.failed) and p.open is not NULL and not p.full_disk:
-        append_open_batch(w, p)
-    if gw_load_relaxed(&p.failed):
-        drop_failed(w, p)
-        return False
-    if p.kept is NULL:
-        return False
-    if p.active is not NULL:
-        active_flush_indexes(w.ops, p.active)
-        p.commit_fd = p.active.log.fd
-        p.commit_base = p.active.base_offset
-        p.commit_position = p.active.log.position
-    else:
-        # The disk had no room for a segment after the one just sealed, which holds all that was kept.
-        p.commit_fd = -1
-        p.commit_base = p.sealed.base_offset
-        p.commit_position = p.sealed.position
-    p.commit_offset = p.kept.builder.base_offset + p.kept.builder.count
-    if p.open is NULL:
-        # Sequences of a batch that still waits for room are not in this commit.
-        for i in range(RINGS_MAX):
-            p.commit_sequence[i] = p.drained[i]
-    p.commit_batches = p.kept
-    p.kept = NULL
-    p.commit_sealed = p.sealed
-    p.sealed = NULL
-    p.commit_new_directory = p.new_directory
-    p.commit_new_files = p.new_files
-    p.new_directory = p.new_files = False
-    gw_store_relaxed(&p.log_end_offset, <uint64_t>p.commit_offset)
-    return True
-
-
-cdef void start_commit(Writer w, uint64_t now) noexcept nogil:
+cdef void start_commit(WriterState* w, uint64_t now) noexcept nogil:
     """Hand everything that is dirty to the flusher."""
     cdef Partition* p = w.dirty
     cdef Partition* following
@@ -543,10 +351,10 @@ cdef void start_commit(Writer w, uint64_t now) noexcept nogil:
     w.commits_begun += 1
     while p is not NULL:
         following = p.next_dirty
-        p.dirty = False
-        if prepare_partition(w, p):
+        if prepare_commit(w, p):
             p.next_commit = w.commit_list
             w.commit_list = p
+        p.dirty = False
         if p.full_disk:
             mark_dirty(w, p)
         p = following
@@ -562,14 +370,11 @@ cdef void start_commit(Writer w, uint64_t now) noexcept nogil:
         w.starved = False           # what failed gave its buffers back
 
 
-cdef void collect_commit(Writer w) noexcept nogil:
+cdef void collect_commit(WriterState* w) noexcept nogil:
     """The flusher is done: reuse the buffers."""
     cdef Partition* p = w.commit_list
     while p is not NULL:
-        release_batches(w, p.commit_batches)
-        p.commit_batches = NULL
-        if gw_load_relaxed(&p.failed):
-            drop_failed(w, p)
+        collect_partition(w, p)
         p = p.next_commit
     w.commit_list = NULL
     w.commits_ended += 1
@@ -577,7 +382,7 @@ cdef void collect_commit(Writer w) noexcept nogil:
     gw_store_release(&w.commit_state, COMMIT_IDLE)
 
 
-cdef uint64_t commit_due(Writer w) noexcept nogil:
+cdef uint64_t commit_due(WriterState* w) noexcept nogil:
     """When the next commit may start (DESIGN: `linger` is the least spacing of commits, not a delay)."""
     cdef uint64_t linger = w.dirty_linger_ns
     cdef uint64_t due
@@ -586,13 +391,15 @@ cdef uint64_t commit_due(Writer w) noexcept nogil:
         return 0
     if w.dirty_wants_ack:
         due = w.last_commit_ns + linger
+        if linger > QUIET_LINGER_NS_MAX:
+            return due
         return due if due < w.last_arrival_ns + QUIET_NS else w.last_arrival_ns + QUIET_NS
     if w.dirty_bytes < RELAXED_BYTES and linger < RELAXED_SPACING_NS:
         linger = RELAXED_SPACING_NS
     return w.last_commit_ns + linger
 
 
-cdef bint serve_flush(Writer w) noexcept nogil:
+cdef bint serve_flush(WriterState* w) noexcept nogil:
     """Take a flush request further; True once it is served.
 
     It asks for what was published when the writer saw it, not for an idle moment: under load there is none. That is
@@ -614,7 +421,7 @@ cdef bint serve_flush(Writer w) noexcept nogil:
                 return False
         w.flush_drained = True
         w.flush_commit = w.commits_begun + (1 if w.dirty is not NULL else 0)
-    if w.stalled_partitions:
+    if w.full_partitions:
         w.flush_commit = w.commits_begun + 1    # what waits for room on the disk comes with a later one
     if w.commits_ended < w.flush_commit:
         return False
@@ -622,92 +429,119 @@ cdef bint serve_flush(Writer w) noexcept nogil:
     return True
 
 
-# -- the flusher thread -----------------------------------------------------------------------------------------------
+# -- the threads ------------------------------------------------------------------------------------------------------
 
-cdef int timed_sync(Writer w, int fd, bint everything) noexcept nogil:
-    cdef uint64_t start = monotonic_ns()
-    cdef int failed = w.ops.sync_all(fd) if everything else w.ops.sync_data(fd)
-    cdef uint64_t took = monotonic_ns() - start
-    bump(&w.synced_files, 1)
-    bump(&w.sync_ns, took)
-    if took > gw_load_relaxed(&w.sync_ns_max):
-        gw_store_relaxed(&w.sync_ns_max, took)
-    return failed
-
-
-cdef int sync_sealed(Writer w, Partition* p) noexcept nogil:
-    """Sync and close sealed segments, the log with its new length first; indexes can be rebuilt and only counted."""
-    cdef Sealed* sealed
-    cdef int failed = 0
-    while p.commit_sealed is not NULL:
-        sealed = p.commit_sealed
-        if failed == 0:
-            failed = timed_sync(w, sealed.log_fd, True)
-        if failed == 0 and (w.ops.sync_all(sealed.index_fd) or w.ops.sync_all(sealed.time_fd)):
-            bump(&p.index_errors, 1)
-        close_counted(w, sealed.log_fd)
-        close_counted(w, sealed.index_fd)
-        close_counted(w, sealed.time_fd)
-        p.commit_sealed = sealed.next
-        free(sealed)
-    return failed
-
-
-cdef void close_counted(Writer w, int fd) noexcept nogil:
-    if w.ops.close(fd):
-        bump(&w.close_errors, 1)
-
-
-cdef void publish(Writer w, Partition* p) noexcept nogil:
-    """The commit is on the disk: say so to other processes, to this one, and to those who wait."""
-    cdef uint8_t encoded[WATERMARK_BYTES]
+cdef void roll_wanted(WriterState* w) noexcept nogil:
+    """Roll the partitions that somebody asked for."""
+    cdef uint64_t wanted = gw_load_acquire(&w.rolls_wanted)
     cdef uint64_t i
-    watermark_encode(encoded, p.epoch, p.commit_base, p.commit_position, p.commit_offset)
-    if w.ops.write_at(p.watermark_fd, encoded, WATERMARK_BYTES, 0):
-        bump(&p.watermark_errors, 1)     # readers elsewhere see less for a while; nothing is lost
-    gw_store_release(&p.durable_offset, <uint64_t>p.commit_offset)
-    for i in range(gw_load_acquire(&w.ring_count)):
-        if p.commit_sequence[i] > gw_load_relaxed(&w.rings[i].acked[p.index]):
-            gw_store_release(&w.rings[i].acked[p.index], p.commit_sequence[i])
+    if wanted == w.rolls_seen:
+        return
+    w.rolls_seen = wanted
+    for i in range(gw_load_acquire(&w.partition_count)):
+        if gw_exchange(&w.partitions[i].roll_wanted, 0):
+            roll_partition(w, w.partitions[i])
 
 
-cdef void sync_partition(Writer w, Partition* p) noexcept nogil:
-    """Everything the commit speaks of, in the order that a crash in between can be recovered from."""
-    cdef uint64_t step = STEP_SYNC_SEALED
-    cdef int failed = sync_sealed(w, p)
-    if failed == 0 and p.commit_fd >= 0:
-        step = STEP_SYNC
-        failed = timed_sync(w, p.commit_fd, False)
-    if failed == 0 and p.commit_new_files:
-        step = STEP_SYNC_DIRECTORY
-        # Once for each segment: after a power failure readers must not meet an empty watermark beside committed data.
-        failed = timed_sync(w, p.watermark_fd, True)
-        if failed == 0:
-            failed = w.ops.sync_directory(p.directory)
-    if failed == 0 and p.commit_new_directory:
-        step = STEP_SYNC_DIRECTORY
-        failed = w.ops.sync_directory(p.parent)
-    if failed:
-        fail_partition(w, p, failed, step)
-    elif not gw_load_acquire(&p.failed):
-        publish(w, p)
+cdef void try_full_disks(WriterState* w) noexcept nogil:
+    cdef uint64_t now = monotonic_ns(w)
+    if now >= w.retry_ns or gw_load_relaxed(&w.retry_wanted):
+        gw_exchange(&w.retry_wanted, 0)
+        retry_full_disk(w, now)
 
 
-cdef void flush_commit(Writer w) noexcept nogil:
-    cdef Partition* p = w.commit_list
-    cdef uint64_t i
+cdef bint writer_step(WriterState* w) noexcept nogil:
+    """One round: collect, retry, drain, commit. True if anything moved."""
+    cdef bint moved = False
+    cdef uint64_t now
+    watch_clock(w)
+    if gw_load_acquire(&w.commit_state) == COMMIT_DONE:
+        collect_commit(w)
+        moved = True
+    if w.starved and w.dirty is NULL and gw_load_acquire(&w.commit_state) == COMMIT_IDLE:
+        w.starved = False
+    if w.full_partitions or w.refusing_partitions:
+        try_full_disks(w)
+    roll_wanted(w)
+    if not w.starved and drain_rings(w):
+        moved = True
+        w.last_arrival_ns = monotonic_ns(w)
+    if w.dirty is not NULL and gw_load_acquire(&w.commit_state) == COMMIT_IDLE:
+        now = monotonic_ns(w)
+        if now >= commit_due(w) and not only_full(w):
+            start_commit(w, now)
+    if serve_flush(w):
+        moved = True
+    return moved
+
+
+cdef void writer_step_once(void* state) noexcept nogil:
+    writer_step(<WriterState*>state)
+
+
+cdef bint only_full(WriterState* w) noexcept nogil:
+    """Nothing to commit: every dirty partition waits for room on the disk and has nothing appended."""
+    cdef Partition* p = w.dirty
     while p is not NULL:
-        sync_partition(w, p)
-        p = p.next_commit
-    for i in range(gw_load_acquire(&w.ring_count)):
-        ring_notify(w.rings[i])
-    gw_store_release(&w.commit_state, COMMIT_DONE)
-    gw_fence()
-    if gw_load_relaxed(&w.writer_sleeping) and gw_exchange(&w.writer_sleeping, 0):
-        bell(w.writer_fd)
+        if not p.full_disk or p.kept.first is not NULL or p.sealed is not NULL:
+            return False
+        p = p.next_dirty
+    return True
 
 
-cdef void run_flusher_loop(Writer w) noexcept nogil:
+cdef int64_t sleep_ns(WriterState* w) noexcept nogil:
+    """How long the writer may sleep; -1: until something happens."""
+    cdef uint64_t now = monotonic_ns(w)
+    cdef uint64_t due = <uint64_t>-1
+    if w.full_partitions or w.refusing_partitions:
+        due = w.retry_ns
+    if w.dirty is not NULL and gw_load_acquire(&w.commit_state) == COMMIT_IDLE and not only_full(w):
+        due = min(due, commit_due(w))
+    if due == <uint64_t>-1:
+        return -1
+    return <int64_t>(due - now) if due > now else 0
+
+
+cdef void writer_sleep(WriterState* w) noexcept nogil:
+    """Sleep until a producer publishes, the flusher is done, someone asks, or a commit is due.
+
+    Who asks for a flush, a roll or the end leaves the bell ringing, so that needs no look here.
+    """
+    cdef int64_t timeout = sleep_ns(w)
+    if timeout == 0:
+        return
+    gw_store_seq(&w.writer_sleeping, 1)
+    gw_fence()                      # a producer publishes, fences, then looks at `writer_sleeping`
+    if gw_load_acquire(&w.commit_state) != COMMIT_DONE and (w.starved or nothing_to_take(w)):
+        wait_bell(w.writer_fd, timeout)
+    gw_store_seq(&w.writer_sleeping, 0)
+
+
+cdef bint is_finished(WriterState* w) noexcept nogil:
+    """Asked to end, and everything is done; or it is to be left behind."""
+    if gw_load_acquire(&w.commit_state) != COMMIT_IDLE:
+        return False
+    return gw_load_acquire(&w.abandoned) or (gw_load_acquire(&w.stopping) and rings_empty(w) and w.dirty is NULL)
+
+
+cdef void finish(WriterState* w) noexcept nogil:
+    cdef uint64_t i
+    for i in range(gw_load_acquire(&w.partition_count)):
+        close_partition(w, w.partitions[i])
+    gw_store_release(&w.writer_state, WRITER_FINISHED)
+    bell(w.flusher_fd)
+
+
+cdef void run_writer_loop(WriterState* w) noexcept nogil:
+    while True:
+        if not writer_step(w):
+            if is_finished(w):
+                break
+            writer_sleep(w)
+    finish(w)
+
+
+cdef void run_flusher_loop(WriterState* w) noexcept nogil:
     while True:
         wait_bell(w.flusher_fd, -1)
         if gw_load_acquire(&w.commit_state) == COMMIT_READY:
@@ -716,226 +550,183 @@ cdef void run_flusher_loop(Writer w) noexcept nogil:
             return
 
 
-# -- the writer thread ------------------------------------------------------------------------------------------------
-
-cdef bint writer_step(Writer w) noexcept nogil:
-    """One round: collect, retry, drain, commit. True if anything moved."""
-    cdef bint moved = False
-    cdef uint64_t now
-    if gw_load_acquire(&w.commit_state) == COMMIT_DONE:
-        collect_commit(w)
-        moved = True
-    if w.starved and w.dirty is NULL and gw_load_acquire(&w.commit_state) == COMMIT_IDLE:
-        w.starved = False
-    if w.stalled_partitions and monotonic_ns() >= w.retry_ns:
-        retry_full_disk(w)
-    if not w.starved and not w.stalled_partitions and drain_rings(w):
-        moved = True
-        w.last_arrival_ns = monotonic_ns()
-    if w.dirty is not NULL and gw_load_acquire(&w.commit_state) == COMMIT_IDLE:
-        now = monotonic_ns()
-        if now >= commit_due(w) and not only_stalled(w):
-            start_commit(w, now)
-    if serve_flush(w):
-        moved = True
-    return moved
-
-
-cdef bint only_stalled(Writer w) noexcept nogil:
-    """Nothing to commit: every dirty partition waits for room on the disk and has nothing appended."""
-    cdef Partition* p = w.dirty
-    while p is not NULL:
-        if not p.full_disk or p.kept is not NULL:
-            return False
-        p = p.next_dirty
-    return True
-
-
-cdef int64_t sleep_ns(Writer w) noexcept nogil:
-    """How long the writer may sleep; -1: until something happens."""
-    cdef uint64_t now = monotonic_ns()
-    cdef uint64_t due
-    if w.stalled_partitions:
-        due = w.retry_ns
-    elif w.dirty is NULL or gw_load_acquire(&w.commit_state) != COMMIT_IDLE:
-        return -1
-    else:
-        due = commit_due(w)
-    return <int64_t>(due - now) if due > now else 0
-
-
-cdef void writer_sleep(Writer w) noexcept nogil:
-    """Sleep until a producer publishes, the flusher is done, someone asks, or a commit is due.
-
-    A flush or stop request leaves the bell ringing, so it needs no look here.
-    """
-    cdef int64_t timeout = sleep_ns(w)
-    if timeout == 0:
-        return
-    gw_store_seq(&w.writer_sleeping, 1)
-    gw_fence()                      # a producer publishes, fences, then looks at `writer_sleeping`
-    if gw_load_acquire(&w.commit_state) != COMMIT_DONE and (w.starved or w.stalled_partitions or rings_empty(w)):
-        wait_bell(w.writer_fd, timeout)
-    gw_store_seq(&w.writer_sleeping, 0)
-
-
-cdef void close_partition(Writer w, Partition* p) noexcept nogil:
-    """Leave the active segment at its exact length, with complete indexes, synced."""
-    cdef int failed
-    if p.active is NULL:
-        return
-    failed = active_seal(w.ops, p.active)
-    if failed == 0:
-        failed = w.ops.sync_all(p.active.log.fd)
-    if failed and not gw_load_relaxed(&p.failed):
-        gw_store_relaxed(&p.failed_errno, <uint64_t>(-failed))
-        gw_store_relaxed(&p.failed_step, STEP_SEAL)
-    if p.active.index_error or w.ops.sync_all(p.active.index_fd) or w.ops.sync_all(p.active.time_fd):
-        bump(&p.index_errors, 1)
-    close_counted(w, p.active.log.fd)
-    close_counted(w, p.active.index_fd)
-    close_counted(w, p.active.time_fd)
-    free(p.active)
-    p.active = NULL
-
-
-cdef void run_writer_loop(Writer w) noexcept nogil:
-    cdef uint64_t i
-    while True:
-        if not writer_step(w):
-            if gw_load_acquire(&w.stopping) and rings_empty(w) and w.dirty is NULL \
-                    and gw_load_acquire(&w.commit_state) == COMMIT_IDLE:
-                break
-            if gw_load_acquire(&w.abandoned) and gw_load_acquire(&w.commit_state) == COMMIT_IDLE:
-                break
-            writer_sleep(w)
-    for i in range(gw_load_acquire(&w.partition_count)):
-        close_partition(w, w.partitions[i])
-    gw_store_release(&w.writer_state, WRITER_FINISHED)
-    bell(w.flusher_fd)
-
-
 # -- from Python ------------------------------------------------------------------------------------------------------
 
-cdef int open_existing(
-    Writer w, Partition* p, int64_t base, int64_t position, int64_t index_bytes, int64_t time_bytes,
-) except -1:
+cdef int open_existing(Writer writer, Partition* p) except -1:
     """Open what recovery left of a partition, and publish its watermark under the new epoch."""
+    cdef WriterState* w = &writer.state
     cdef uint8_t encoded[WATERMARK_BYTES]
     cdef char path[PATH_BYTES]
+    cdef Active* active
     cdef int failed
     directory = os.fsdecode(<bytes>p.directory)
     snprintf(path, PATH_BYTES, "%s/watermark", p.directory)
     p.watermark_fd = w.ops.open(path, OPEN_EXISTING)
     if p.watermark_fd == -ENOENT:
         p.watermark_fd = w.ops.open(path, OPEN_NEW)
-        p.new_files = True
     if p.watermark_fd < 0:
         raise OSError(-p.watermark_fd, "cannot open the watermark", directory)
-    watermark_encode(encoded, p.epoch, base, position, p.next_offset)
+    # The recovery point, which may say that the log was closed cleanly, is replaced on the disk before anything is
+    # acknowledged.
+    p.new_files = True
+    watermark_encode(encoded, &p.durable)
     failed = w.ops.write_at(p.watermark_fd, encoded, WATERMARK_BYTES, 0)
     if failed:
         raise OSError(-failed, "cannot write the watermark", directory)
-    p.active = <Active*>calloc(1, sizeof(Active))
-    if p.active is NULL:
+    active = p.active = <Active*>calloc(1, sizeof(Active))
+    if active is NULL:
         raise MemoryError()
-    failed = active_open(w.ops, p.active, p.directory, base)
+    failed = active_open(w.ops, active, p.directory, p.durable.segment_base)
     if failed:
-        free(p.active)
+        free(active)
         p.active = NULL
-        raise OSError(-failed, f"cannot open segment {base}", directory)
-    p.active.log.position = position
-    p.active.log.allocated = position
-    p.active.index_bytes = index_bytes
-    p.active.time_bytes = time_bytes
+        raise OSError(-failed, f"cannot open segment {p.durable.segment_base}", directory)
+    active.log.position = active.log.allocated = p.mark_synced_position = p.durable.position
+    active.index_bytes = p.durable.index_bytes
+    active.time_bytes = p.durable.time_bytes
+    active.index_crc = p.durable.index_crc
+    active.time_crc = p.durable.time_crc
+    active.bytes_since_entry = p.durable.bytes_since_entry
+    active.first_timestamp = p.durable.first_timestamp
+    active.max_timestamp = p.durable.max_timestamp
+    active.offset_of_max = p.durable.offset_of_max
+    active.last_time_entry = p.durable.last_time_entry
+    if not p.durable.flags & MARK_INDEXES_WHOLE:
+        active.index_error = EIO    # what is missing is made again after the segment is sealed
     return 0
+
+
+cdef class ManualClock:
+    """A test's clocks, in ns: they stand still until set."""
+
+    def __init__(self, uint64_t monotonic_ns=1_000_000_000, int64_t realtime_ns=1_700_000_000_000_000_000):
+        self.time.monotonic_ns = monotonic_ns
+        self.time.realtime_ns = realtime_ns
+
+    @property
+    def monotonic_ns(self) -> int:
+        """What waiting is measured with."""
+        return self.time.monotonic_ns
+
+    @monotonic_ns.setter
+    def monotonic_ns(self, uint64_t value):
+        self.time.monotonic_ns = value
+
+    @property
+    def realtime_ns(self) -> int:
+        """The wall clock, since 1970."""
+        return self.time.realtime_ns
+
+    @realtime_ns.setter
+    def realtime_ns(self, int64_t value):
+        self.time.realtime_ns = value
 
 
 cdef class Writer:
     """Rings, partitions, and the two threads between them and the disk.
 
-    ``storage`` is "mapped" or "pwrite". ``buffer_bytes`` bounds the batch buffers of all partitions together,
-    ``partitions_max`` the number of partitions. Run ``run_writer`` and ``run_flusher`` in a thread each; both return
-    after ``stop``.
+    ``storage`` is "mapped", "pwrite", or a StorageTable. ``buffer_bytes`` bounds the batch buffers of all partitions
+    together, ``partitions_max`` the number of partitions. ``reserve_bytes`` of the disk are kept free: records find it full
+    before that. From ``syncfs_files`` dirty partitions on one syncfs replaces the sync of each; 0: never. Run
+    ``run_writer`` and ``run_flusher`` in a thread each; both return after ``stop``. A test may give a ``clock`` and call
+    ``step_writer`` and ``step_flusher`` instead.
 
     Durable: a record whose ring says ACKED (with ack = "disk") was synced, with the directory entries needed to find
     it. Not durable: anything else, also when a later record of another partition is.
     """
 
-    def __cinit__(self, str storage="mapped", uint64_t buffer_bytes=67108864, uint32_t partitions_max=1024):
-        self.writer_fd = self.flusher_fd = self.health_fd = -1
-        self.ops = storage_table(storage)
-        self.partitions_max = partitions_max
-        self.buffer_bytes_max = buffer_bytes
+    def __cinit__(self, object storage="pwrite", uint64_t buffer_bytes=67108864, uint32_t partitions_max=1024,
+                  int64_t reserve_bytes=0, uint64_t syncfs_files=0, ManualClock clock=None):
+        cdef WriterState* w = &self.state
+        w.writer_fd = w.flusher_fd = w.health_fd = -1
+        self.table = storage_table(storage)
+        self.clock = clock
+        w.ops = self.table.ops
+        w.partitions_max = partitions_max
+        w.buffer_bytes_max = buffer_bytes
+        w.reserve_bytes = reserve_bytes
+        w.syncfs_files = syncfs_files
+        if clock is not None:
+            w.manual = &clock.time
         self.ring_objects = []
-        self.partitions = <Partition**>calloc(partitions_max, sizeof(Partition*))
-        if self.partitions is NULL:
+        w.partitions = <Partition**>calloc(partitions_max, sizeof(Partition*))
+        if w.partitions is NULL:
             raise MemoryError()
-        self.writer_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)
-        self.flusher_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)
-        self.health_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)
-        if self.writer_fd < 0 or self.flusher_fd < 0 or self.health_fd < 0:
+        w.writer_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)
+        w.flusher_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)
+        w.health_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)
+        if w.writer_fd < 0 or w.flusher_fd < 0 or w.health_fd < 0:
             raise OSError(errno, "eventfd")
 
     def __dealloc__(self):
+        cdef WriterState* w = &self.state
         cdef uint64_t i
-        for i in range(self.partition_count):
-            free_partition(self, self.partitions[i])
-        free(self.partitions)
-        while self.free_batches is not NULL:
-            free_one_batch(self)
-        for fd in (self.writer_fd, self.flusher_fd, self.health_fd):
+        for i in range(w.partition_count):
+            free_partition(w, w.partitions[i])
+        free(w.partitions)
+        free_buffers(w)
+        for fd in (w.writer_fd, w.flusher_fd, w.health_fd):
             if fd >= 0:
                 close(fd)
 
     @property
+    def partitions_max(self) -> int:
+        """The most partitions there can be."""
+        return self.state.partitions_max
+
+    @property
     def storage(self) -> str:
         """Name of the storage table."""
-        return self.ops.name.decode()
+        return self.table.name
 
     @property
     def health_fd(self) -> int:
-        """Readable when a partition failed, ran out of disk, or found room again; see `partition_state`."""
-        return self.health_fd
+        """Readable when a partition failed, ran out of disk or found room again, or the clock stepped."""
+        return self.state.health_fd
 
     def clear_health(self) -> None:
         """Make `health_fd` unreadable until the next change."""
         cdef uint64_t count
-        read(self.health_fd, &count, sizeof(count))
+        read(self.state.health_fd, &count, sizeof(count))
 
     def ring(self, str name, uint64_t capacity) -> Ring:
         """A new ring for one producing thread. capacity: bytes, a power of two."""
-        if self.ring_count >= RINGS_MAX:
+        cdef WriterState* w = &self.state
+        if w.ring_count >= RINGS_MAX:
             raise ValueError(f"at most {RINGS_MAX} producing threads can have a ring; {name} would be one more")
-        made = Ring(self, name, capacity, self.partitions_max, <size_t>&self.partition_count, self.writer_fd,
-                    <size_t>&self.writer_sleeping)
+        made = Ring(self, name, capacity, w.partitions_max, <size_t>&w.partition_count, w.writer_fd,
+                    <size_t>&w.writer_sleeping)
         cdef Ring ring = made
         cdef uint64_t i
         # The writer keeps the ring's memory alive; the ring points back here, and the cycle collector sees both.
         self.ring_objects.append(ring)
-        self.rings[self.ring_count] = ring.state
-        gw_store_release(&self.ring_count, self.ring_count + 1)
+        w.rings[w.ring_count] = ring.state
+        gw_store_release(&w.ring_count, w.ring_count + 1)
         gw_fence()                  # `fail_partition` sets `failed`, fences, then looks at `ring_count`
-        for i in range(self.partition_count):
-            if gw_load_acquire(&self.partitions[i].failed):
+        for i in range(w.partition_count):
+            if gw_load_acquire(&w.partitions[i].failed):
                 gw_store_release(&ring.state.failed[i], 1)
         return made
 
     def add_partition(
         self, str directory, *, uint64_t epoch=1, int64_t next_offset=0, int64_t segment_base=-1, int64_t position=0,
-        int64_t index_bytes=0, int64_t time_bytes=0, int64_t bytes_since_entry=0, int64_t first_timestamp=-1,
-        int64_t max_timestamp=-1, int64_t offset_of_max=0, int64_t last_time_entry=-1, int64_t last_timestamp=-1,
+        int64_t index_bytes=0, int64_t time_bytes=0, uint32_t index_crc=0, uint32_t time_crc=0,
+        bint indexes_whole=True, int64_t bytes_since_entry=0, int64_t first_timestamp=-1, int64_t max_timestamp=-1,
+        int64_t offset_of_max=0, int64_t last_time_entry=-1, int64_t last_timestamp=-1, int64_t manifest_bytes=-1,
         int64_t segment_bytes=1073741824, int64_t segment_age_ms=0, uint64_t linger_ns=5000000, bint ack_memory=False,
+        bint refuse_when_full=False,
     ) -> int:
         """Make a partition known and return its index for ring slots.
 
         A new partition (segment_base -1) costs nothing on disk until its first record. For an existing one the
         arguments are what recovery found in the last segment; its files are opened here, and its watermark is
-        published under the new epoch. Raises OSError naming the directory.
+        published under the new epoch. manifest_bytes: where the manifest's last entry ends, -1 if it is not to be gone
+        on with. Raises OSError naming the directory.
         """
+        cdef WriterState* w = &self.state
         cdef Partition* p
-        if self.partition_count >= self.partitions_max:
-            raise ValueError(f"at most {self.partitions_max} partitions; {directory} would be one more")
+        if w.partition_count >= w.partitions_max:
+            raise ValueError(f"at most {w.partitions_max} partitions; {directory} would be one more")
         if len(os.fsencode(directory)) > PATH_BYTES - 64:
             raise ValueError(f"the path of the partition is longer than {PATH_BYTES - 64} bytes: {directory[:80]}…")
         p = <Partition*>calloc(1, sizeof(Partition))
@@ -944,117 +735,171 @@ cdef class Writer:
         p.watermark_fd = -1
         p.directory = strdup(os.fsencode(directory))
         p.parent = strdup(os.fsencode(os.path.dirname(directory) or "."))
-        p.index = <uint32_t>self.partition_count
+        p.index = <uint32_t>w.partition_count
         p.segment_bytes = segment_bytes
         p.segment_age_ms = segment_age_ms
         p.linger_ns = linger_ns
         p.ack_memory = ack_memory
+        p.refuse_when_full = refuse_when_full
         p.epoch = epoch
-        p.next_offset = next_offset
-        p.last_timestamp = last_timestamp
+        p.next_offset = p.appended_offset = next_offset
+        p.last_timestamp = p.appended_timestamp = last_timestamp
+        p.small_batches = True
+        p.manifest_bytes = 0 if segment_base < 0 else manifest_bytes
         p.durable_offset = p.log_end_offset = <uint64_t>next_offset
+        p.durable.epoch = epoch
+        p.durable.segment_base = segment_base if segment_base >= 0 else next_offset
+        p.durable.position = position
+        p.durable.durable_offset = next_offset
+        p.durable.last_timestamp = last_timestamp
+        p.durable.first_timestamp = first_timestamp
+        p.durable.max_timestamp = max_timestamp
+        p.durable.offset_of_max = offset_of_max
+        p.durable.last_time_entry = last_time_entry
+        p.durable.bytes_since_entry = bytes_since_entry
+        p.durable.index_bytes = index_bytes
+        p.durable.time_bytes = time_bytes
+        p.durable.index_crc = index_crc
+        p.durable.time_crc = time_crc
+        p.durable.flags = MARK_INDEXES_WHOLE if indexes_whole else 0
+        p.segment_base = <uint64_t>p.durable.segment_base
+        p.durable_position = <uint64_t>position
         try:
             if segment_base >= 0:
-                open_existing(self, p, segment_base, position, index_bytes, time_bytes)
-                p.active.bytes_since_entry = bytes_since_entry
-                p.active.first_timestamp = first_timestamp
-                p.active.max_timestamp = max_timestamp
-                p.active.offset_of_max = offset_of_max
-                p.active.last_time_entry = last_time_entry
+                open_existing(self, p)
         except BaseException:
-            free_partition(self, p)
+            free_partition(w, p)
             raise
-        self.partitions[self.partition_count] = p
-        gw_store_release(&self.partition_count, self.partition_count + 1)
+        w.partitions[w.partition_count] = p
+        gw_store_release(&w.partition_count, w.partition_count + 1)
         return p.index
 
     def run_writer(self) -> None:
         """The writer thread's body; returns after `stop`, when everything published is durable or has failed."""
-        gw_store_release(&self.writer_state, WRITER_RUNNING)
+        gw_store_release(&self.state.writer_state, WRITER_RUNNING)
         with nogil:
-            run_writer_loop(self)
+            run_writer_loop(&self.state)
 
     def run_flusher(self) -> None:
         """The flusher thread's body; returns after the writer."""
         with nogil:
-            run_flusher_loop(self)
+            run_flusher_loop(&self.state)
+
+    def step_writer(self) -> bool:
+        """One round of the writer on this thread, for tests that decide the order of things. True if anything moved."""
+        return writer_step(&self.state)
+
+    def step_flusher(self) -> bool:
+        """Serve the commit that is handed over, if there is one, on this thread."""
+        if gw_load_acquire(&self.state.commit_state) != COMMIT_READY:
+            return False
+        flush_commit(&self.state)
+        return True
+
+    def finish(self) -> bool:
+        """After `stop`, with steps: close every partition. False: there is still something to do."""
+        if not is_finished(&self.state):
+            return False
+        finish(&self.state)
+        return True
 
     def flush(self, double timeout_s=30.0) -> bool:
         """Wait until everything published before is durable (or its partition failed). False: not within the time."""
-        cdef uint64_t wanted = gw_load_relaxed(&self.flush_wanted) + 1
-        gw_store_release(&self.flush_wanted, wanted)
-        bell(self.writer_fd)
+        cdef WriterState* w = &self.state
+        cdef uint64_t wanted = gw_load_relaxed(&w.flush_wanted) + 1
+        gw_store_release(&w.flush_wanted, wanted)
+        bell(w.writer_fd)
         deadline = time.monotonic() + timeout_s
-        while gw_load_acquire(&self.flush_done) < wanted:
-            if time.monotonic() > deadline or gw_load_acquire(&self.writer_state) != WRITER_RUNNING:
-                return gw_load_acquire(&self.flush_done) >= wanted
+        while gw_load_acquire(&w.flush_done) < wanted:
+            if time.monotonic() > deadline or gw_load_acquire(&w.writer_state) != WRITER_RUNNING:
+                return gw_load_acquire(&w.flush_done) >= wanted
             time.sleep(0.0005)
         return True
+
+    def roll(self, uint32_t index) -> None:
+        """Ask for the partition's active segment to be sealed, so that it can be deleted; a new one begins."""
+        gw_store_release(&self.partition(index).roll_wanted, 1)
+        gw_store_release(&self.state.rolls_wanted, gw_load_relaxed(&self.state.rolls_wanted) + 1)
+        bell(self.state.writer_fd)
+
+    def retry(self) -> None:
+        """There may be room on the disk again: try now rather than within 200 ms."""
+        gw_store_release(&self.state.retry_wanted, 1)
+        bell(self.state.writer_fd)
 
     def stop(self, *, bint abandon=False) -> None:
         """Ask both threads to end once everything published is durable; abandon: leave behind what waits for a full disk."""
         if abandon:
-            gw_store_release(&self.abandoned, 1)
-        gw_store_release(&self.stopping, 1)
-        bell(self.writer_fd)
+            gw_store_release(&self.state.abandoned, 1)
+        gw_store_release(&self.state.stopping, 1)
+        bell(self.state.writer_fd)
+
+    cdef Partition* partition(self, uint32_t index) except NULL:
+        if index >= gw_load_acquire(&self.state.partition_count):
+            raise IndexError(f"partition {index} of {self.state.partition_count}")
+        return self.state.partitions[index]
 
     def partition_state(self, uint32_t index) -> dict:
         """Offsets, counters and trouble of one partition."""
-        if index >= self.partition_count:
-            raise IndexError(f"partition {index} of {self.partition_count}")
-        cdef Partition* p = self.partitions[index]
+        cdef Partition* p = self.partition(index)
         failed = gw_load_acquire(&p.failed) != 0
         return {
             "durable_offset": gw_load_acquire(&p.durable_offset),
+            "segment_base": gw_load_relaxed(&p.segment_base),
+            "position": gw_load_relaxed(&p.durable_position),
             "records": gw_load_relaxed(&p.records),
             "bytes": gw_load_relaxed(&p.bytes),
+            "refused": gw_load_relaxed(&p.refused),
             "lost": gw_load_relaxed(&p.lost),
+            "rewrites": gw_load_relaxed(&p.rewrites),
             "failed": failed,
             "failed_errno": gw_load_relaxed(&p.failed_errno),
             "failed_step": STEPS.get(gw_load_relaxed(&p.failed_step), ""),
             "stalled_errno": gw_load_relaxed(&p.stalled_errno),
+            "refusing": gw_load_relaxed(&p.is_refusing) != 0,
             "index_errors": gw_load_relaxed(&p.index_errors),
+            "summary_errors": gw_load_relaxed(&p.summary_errors),
             "watermark_errors": gw_load_relaxed(&p.watermark_errors),
         }
+
+    def refusals(self, uint32_t index) -> dict:
+        """What each ring had refused in the partition: (records, bytes, first_ns, last_ns), by the ring's name.
+
+        Counts only grow. first_ns is the receive time of the first record refused since the last call.
+        """
+        cdef Partition* p = self.partition(index)
+        cdef uint64_t i
+        found = {}
+        for i in range(gw_load_acquire(&self.state.ring_count)):
+            count = gw_load_acquire(&p.refusals[i].count)
+            if count:
+                found[self.ring_objects[i].name] = (
+                    count, gw_load_relaxed(&p.refusals[i].bytes), p.refusals[i].first_ns, p.refusals[i].last_ns)
+                gw_store_release(&p.refusals[i].looked, 1)
+        return found
+
+    @property
+    def clock_step(self) -> tuple:
+        """The wall clock's last step: what it would have said, what it said (ns), and how many there were."""
+        return (self.state.step_old_ns, self.state.step_new_ns, gw_load_relaxed(&self.state.steps_seen))
 
     @property
     def counters(self) -> dict:
         """Work done since the start: commits, batches, bytes appended, files synced, time in sync (ns)."""
+        cdef WriterState* w = &self.state
+        cdef uint64_t i
+        refused = 0
+        for i in range(gw_load_acquire(&w.partition_count)):
+            refused += gw_load_relaxed(&w.partitions[i].refused)
         return {
-            "commits": gw_load_relaxed(&self.commits),
-            "batches": gw_load_relaxed(&self.batches),
-            "log_bytes": gw_load_relaxed(&self.log_bytes),
-            "synced_files": gw_load_relaxed(&self.synced_files),
-            "sync_ns": gw_load_relaxed(&self.sync_ns),
-            "sync_ns_max": gw_load_relaxed(&self.sync_ns_max),
-            "close_errors": gw_load_relaxed(&self.close_errors),
+            "commits": gw_load_relaxed(&w.commits),
+            "batches": gw_load_relaxed(&w.batches),
+            "log_bytes": gw_load_relaxed(&w.log_bytes),
+            "synced_files": gw_load_relaxed(&w.synced_files),
+            "syncfs": gw_load_relaxed(&w.synced_filesystems),
+            "sync_ns": gw_load_relaxed(&w.sync_ns),
+            "sync_ns_max": gw_load_relaxed(&w.sync_ns_max),
+            "close_errors": gw_load_relaxed(&w.close_errors),
+            "clock_steps": gw_load_relaxed(&w.steps_seen),
+            "refused": refused,
         }
-
-
-cdef void free_partition(Writer w, Partition* p) noexcept:
-    """Free what a partition holds. The threads are gone, or never knew it."""
-    cdef Sealed* sealed
-    if p is NULL:
-        return
-    if p.open is not NULL:
-        release_batches(w, p.open)
-    release_batches(w, p.kept)
-    release_batches(w, p.commit_batches)
-    while p.sealed is not NULL:
-        sealed = p.sealed
-        p.sealed = sealed.next
-        w.ops.close(sealed.log_fd)
-        w.ops.close(sealed.index_fd)
-        w.ops.close(sealed.time_fd)
-        free(sealed)
-    if p.active is not NULL:
-        w.ops.detach(&p.active.log)
-        w.ops.close(p.active.log.fd)
-        w.ops.close(p.active.index_fd)
-        w.ops.close(p.active.time_fd)
-        free(p.active)
-    if p.watermark_fd >= 0:
-        w.ops.close(p.watermark_fd)
-    free(p.directory)
-    free(p.parent)
-    free(p)

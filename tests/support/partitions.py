@@ -97,7 +97,7 @@ class Partition:
 
     def mark(self, base: int, position: int, offset: int, *, epoch: int = 1) -> None:
         """Write the watermark."""
-        self.watermark.write_bytes(watermark.encode(epoch, base, position, offset))
+        self.watermark.write_bytes(watermark.encode(watermark.Watermark(epoch, base, position, offset)))
 
     def mark_all(self) -> None:
         """Everything that was added is durable."""

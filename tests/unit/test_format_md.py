@@ -83,12 +83,12 @@ def test_batch_example_is_explained_byte_by_byte() -> None:
 
 def test_watermark_example_is_what_the_encoder_writes() -> None:
     """The worked example of the watermark is what the code makes of the numbers above it."""
-    assert hex_dump("Epoch 3, 90 bytes") == watermark.encode(3, 0, 90, 7)
+    assert hex_dump("Epoch 3, 90 bytes") == watermark.encode(watermark.Watermark(3, 0, 90, 7))
 
 
 @pytest.mark.parametrize(
     ("words", "end"),
-    [("## 3. Record batch", batch.HEADER_BYTES), ("## 5. Watermark", len(watermark.encode(1, 0, 0, 0)))],
+    [("## 3. Record batch", batch.HEADER_BYTES), ("## 5. Watermark", len(watermark.encode(watermark.Watermark(1, 0, 0, 0))))],
 )
 def test_positions_are_the_sums_of_the_widths(words: str, end: int) -> None:
     """Each field of a layout stands where the one before it ends, and the last ends where the code says."""
