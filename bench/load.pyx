@@ -61,7 +61,7 @@ cdef inline uint64_t now_ns(int clock) noexcept nogil:
 cdef class Load:
     """One producer on one ring. Counters are those of the last `run`.
 
-    Records go to partitions 0 to `partitions` - 1 in turn and have a key of 22 B, one of `keys`. `flags` are the ring's.
+    Records go to partitions 0 to `partitions` - 1 in turn; the key is 22 B, one of `keys`. `flags` are the ring's.
     With `latencies` every record wants an acknowledgement, and the time from put to ACKED is kept (one partition only).
     """
 

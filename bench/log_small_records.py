@@ -44,9 +44,13 @@ def one_round(directory: Path, storage: str, partitions: int, seconds: float) ->
         elapsed_s, after = time.perf_counter() - start, recorder.cost()
         assert recorder.durable_records() - durable == load.records
         done = {name: value - work[name] for name, value in recorder.writer.counters.items()}
-        spent = [(end - begin) / load.records * 1e6 for begin, end in zip(before, after, strict=True)]
+        writer_us, kernel_us, flusher_us = (
+            (end - begin) / load.records * 1e6 for begin, end in zip(before, after, strict=True)
+        )
         return Round(
-            *spent,
+            writer_us=writer_us,
+            kernel_us=kernel_us,
+            flusher_us=flusher_us,
             records_per_s=load.records / elapsed_s,
             bytes_per_s=done["log_bytes"] / elapsed_s,
             records_per_batch=load.records / done["batches"],
