@@ -33,7 +33,7 @@ class Round(NamedTuple):
 
 
 def one_round(directory: Path, storage: str, partitions: int, seconds: float) -> Round:
-    with recording(directory, storage, partitions) as recorder:
+    with recording(directory, storage, partitions, syncfs_files=16) as recorder:
         load = recorder.load(VALUE_BYTES)
         load.run(60.0, records=partitions)
         recorder.flush()  # the files are there
