@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -76,7 +75,7 @@ def verify(data: Path) -> subprocess.CompletedProcess[str]:
 def test_a_disk_that_stays_full_refuses_and_goes_on_by_itself(
     disk_and_process: tuple[SmallDisk, GatewayProcess],
 ) -> None:
-    """Filled under load: clients are told so and nothing is acknowledged; freed: the next ones are served, nothing lost."""
+    """Filled under load: clients are told, nothing is acknowledged; freed: the next ones are served, nothing lost."""
     disk, process = disk_and_process
     publishers = publish_until_full(disk, process)
     for publisher in publishers:  # MQTT 3.1.1 knows no other answer than to disconnect

@@ -344,7 +344,7 @@ class MqttSubscriber:
             self._client.end(aiomqtt.MqttError(f"{cause}; the log names the stream"))
 
     def _settle_refusals(self) -> None:
-        """A full disk: what was refused must not be acknowledged. With the connection its place in the line is given up."""
+        """A full disk: what was refused must not be acknowledged, so the connection is given up."""
         if not self._ring.refusals_pending:
             return
         refused = sum(
