@@ -273,7 +273,7 @@ cdef bint take_gap(WriterState* w, Partition* p, uint64_t ring_index, RingSlot* 
     p.next_offset += 1
     p.last_timestamp = timestamp
     p.drained[ring_index] = slot.sequence
-    w.reserve_bytes = 0
+    w.reserve_bytes = -1
     appended = append_open_batch(w, p)
     w.reserve_bytes = reserve
     if not appended:
@@ -384,6 +384,8 @@ cdef bint append_pending(WriterState* w, Partition* p) noexcept nogil:
         failed = append_batch(w, p, p.pending.first, &step)
         if is_full_disk(failed):
             set_full_disk(w, p, failed)
+            if p.refuse_when_full:
+                out_of_patience(w, p)
             return False
         if failed:
             return begin_rewrite(w, p, failed, step)

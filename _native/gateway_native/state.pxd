@@ -183,7 +183,7 @@ cdef struct WriterState:
     Partition* dirty
     uint64_t dirty_linger_ns
     uint64_t dirty_bytes
-    bint dirty_wants_ack
+    uint64_t dirty_waiting          # records since the last commit whose senders wait
     uint64_t last_arrival_ns
     uint64_t last_commit_ns
     uint64_t full_partitions        # with `full_disk`

@@ -103,8 +103,10 @@ cdef enum:
     NS_PER_S = 1000000000
     # Those who wait for acknowledgements fall silent when all of them wait: then commit at once, …
     QUIET_NS = 150000
-    # … unless more spacing than usual was asked for, to spare the disk.
+    # … unless more spacing than usual was asked for, to spare the disk, or so many wait that the spacing holds up nobody:
+    # they get 25,000 acknowledgements a second with it.
     QUIET_LINGER_NS_MAX = 5000000
+    QUIET_WAITING_MAX = 128
     # Where nobody waits for an acknowledgement, few bytes may wait this long for company.
     RELAXED_SPACING_NS = 100000000
     RELAXED_BYTES = 1048576
@@ -251,7 +253,7 @@ cdef bint take_record(WriterState* w, uint64_t ring_index, RingSlot* slot) noexc
     mark_dirty(w, p)
     if slot.flags & (SLOT_WANTS_ACK | SLOT_GAP):
         p.open.waiting_rings |= <uint32_t>1 << ring_index
-        w.dirty_wants_ack = True
+        w.dirty_waiting += 1
     if p.ack_memory:
         gw_store_release(&w.rings[ring_index].acked[p.index], slot.sequence)
         w.rings_to_notify = True
@@ -359,7 +361,7 @@ cdef void start_commit(WriterState* w, uint64_t now) noexcept nogil:
             mark_dirty(w, p)
         p = following
     w.dirty_bytes = 0
-    w.dirty_wants_ack = False
+    w.dirty_waiting = 0
     w.last_commit_ns = now
     if w.commit_list is not NULL:
         bump(&w.commits, 1)
@@ -389,9 +391,9 @@ cdef uint64_t commit_due(WriterState* w) noexcept nogil:
     if w.starved or gw_load_relaxed(&w.flush_wanted) != gw_load_relaxed(&w.flush_done) \
             or gw_load_relaxed(&w.stopping):
         return 0
-    if w.dirty_wants_ack:
+    if w.dirty_waiting:
         due = w.last_commit_ns + linger
-        if linger > QUIET_LINGER_NS_MAX:
+        if linger > QUIET_LINGER_NS_MAX or w.dirty_waiting > QUIET_WAITING_MAX:
             return due
         return due if due < w.last_arrival_ns + QUIET_NS else w.last_arrival_ns + QUIET_NS
     if w.dirty_bytes < RELAXED_BYTES and linger < RELAXED_SPACING_NS:
@@ -678,6 +680,15 @@ cdef class Writer:
     def storage(self) -> str:
         """Name of the storage table."""
         return self.table.name
+
+    @property
+    def reserve_bytes(self) -> int:
+        """Bytes of the disk that records may not use; may be changed at any time."""
+        return self.state.reserve_bytes
+
+    @reserve_bytes.setter
+    def reserve_bytes(self, int64_t value):
+        self.state.reserve_bytes = value
 
     @property
     def health_fd(self) -> int:

@@ -48,14 +48,26 @@ class IndexBuilder:
     time index gets one only if its timestamp is beyond the last one's. A sealed segment's gets a final entry: `seal`.
     """
 
-    def __init__(self, base_offset: int) -> None:
+    def __init__(
+        self,
+        base_offset: int,
+        *,
+        max_timestamp: int = NO_TIMESTAMP,
+        offset_of_max: int | None = None,
+        last_time_entry: int = NO_TIMESTAMP,
+        bytes_since_entry: int = 0,
+    ) -> None:
+        """Begin with an empty segment, or go on in the state in which another builder, or the writer, stopped.
+
+        `index` and `times` hold what is added from here on.
+        """
         self.base_offset = base_offset
         self.index = bytearray()
         self.times = bytearray()
-        self.bytes_since_entry = 0
-        self.max_timestamp = NO_TIMESTAMP
-        self.offset_of_max = base_offset
-        self.last_time_entry = NO_TIMESTAMP
+        self.bytes_since_entry = bytes_since_entry
+        self.max_timestamp = max_timestamp
+        self.offset_of_max = base_offset if offset_of_max is None else offset_of_max
+        self.last_time_entry = last_time_entry
 
     def add(self, position: int, length: int, last_offset: int, max_timestamp: int) -> None:
         """One batch was appended at `position`."""

@@ -17,11 +17,15 @@ FORMAT = 1
 META_FILE = "meta.json"
 LOCK_FILE = "lock"
 WATERMARK_FILE = "watermark"
+MANIFEST_FILE = "manifest"
 
 LOG_SUFFIX = ".log"
 INDEX_SUFFIX = ".index"
 TIME_SUFFIX = ".timeindex"
+SUMS_SUFFIX = ".sums"
 CUT_SUFFIX = ".cut"
+NEW_SUFFIX = ".new"
+SIDECAR_SUFFIXES = (INDEX_SUFFIX, TIME_SUFFIX, SUMS_SUFFIX)
 
 # A batch is at most one record of 16 MiB and what belongs to it; what claims to be longer is damaged.
 BATCH_BYTES_MAX = 64 << 20
@@ -29,7 +33,7 @@ BATCH_BYTES_MAX = 64 << 20
 STREAM_NAME_CHARS_MAX = 249
 _STREAM_NAME = re.compile(r"[A-Za-z0-9._-]{1,249}")
 _PARTITION_NAME = re.compile(r"(?P<stream>[A-Za-z0-9._-]{1,249})-(?P<partition>0|[1-9][0-9]{0,8})")
-_SEGMENT_NAME = re.compile(r"(?P<base>[0-9]{20})\.log")
+SEGMENT_DIGITS = 20
 
 # What a new data directory may already hold: a fresh file system's own directory, our lock, the log of a demo.
 _IGNORED_ENTRIES = {LOCK_FILE, "lost+found", "gateway.log"}
@@ -87,13 +91,24 @@ def segment_name(base_offset: int, suffix: str = LOG_SUFFIX) -> str:
     return f"{base_offset:020d}{suffix}"
 
 
+def segment_base(name: str, suffix: str = LOG_SUFFIX) -> int | None:
+    """The base offset that a segment's file is named by; None if the name is no such file's."""
+    digits = name[:SEGMENT_DIGITS]
+    return int(digits) if name[SEGMENT_DIGITS:] == suffix and digits.isdigit() and digits.isascii() else None
+
+
+def sidecar_base(name: str) -> int | None:
+    """The base offset of the segment that a file belongs to, if it is an index or a summary."""
+    return next((base for suffix in SIDECAR_SUFFIXES if (base := segment_base(name, suffix)) is not None), None)
+
+
 def list_segments(directory: Path) -> list[int]:
     """Base offsets of the segments in a partition's directory, ascending. A directory that is missing has none."""
     try:
-        names = [entry.name for entry in directory.iterdir()]
+        with os.scandir(directory) as entries:
+            return sorted(base for entry in entries if (base := segment_base(entry.name)) is not None)
     except FileNotFoundError:
         return []
-    return sorted(int(match["base"]) for name in names if (match := _SEGMENT_NAME.fullmatch(name)))
 
 
 def read_meta(data: Path) -> Meta:

@@ -1,41 +1,39 @@
-"""Bring a partition back into a state that can be appended to, whatever ended its last writer.
+"""Bring a partition back into a state that can be appended to, whatever ended its last writer, in bounded time.
 
-What is below the watermark was acknowledged: it is never cut. Damage there is reported and left in place, and the walk
-goes on behind it. What lies above was never acknowledged: it is kept as far as it is sound, and cut at the first bad
-batch; segments after a cut are set aside, renamed to ``*.cut``. Without a watermark (a copied directory) every segment
-but the last counts as acknowledged, because the gateway syncs a segment before it commits to the next.
+The watermark is the recovery point: everything below its position was acknowledged, and is neither walked nor touched.
+Only what lies behind it is: the rest of that segment, and segments that follow. That was never acknowledged, as far as
+the watermark on the disk knows: it is kept as far as it is sound, and cut at the first bad batch; segments after a cut
+are set aside, renamed to ``*.cut``. Without a watermark (a copied directory) every segment but the last counts as
+acknowledged, because the gateway syncs a segment before it commits to the next, and only the last is walked.
 
-When `recover` returns, everything it kept is on the disk: the log, both indexes, the directory entries. If it raises,
-nothing is promised, and calling it again starts over. It reads with seek and read, never through a mapping.
+When `recover` returns, the log that it kept is on the disk, with its directory entries. Indexes, summaries and the
+manifest can be made again: where the disk has no room for them, or a power failure tore them, they are left to
+`gateway.log.maintenance`, and the log opens without. If `recover` raises, nothing is promised, and calling it again
+starts over.
 """
 
 from __future__ import annotations
 
-import errno
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from gateway_native import batch, watermark
+from gateway_native import watermark
+from gateway_native.watermark import Watermark
 
-from gateway.log.index import INDEX_ENTRY_BYTES, NO_TIMESTAMP, TIME_ENTRY_BYTES, IndexBuilder
-from gateway.log.layout import (
-    CUT_SUFFIX,
-    INDEX_SUFFIX,
-    LOG_SUFFIX,
-    TIME_SUFFIX,
-    WATERMARK_FILE,
-    list_segments,
-    segment_name,
-    sync_directory,
-)
-from gateway.log.segment import Damage, Segment, Walk, WalkEnd
+from gateway.log.catalog import Catalog
+from gateway.log.files import FILES, FULL, Files
+from gateway.log.index import NO_TIMESTAMP, IndexBuilder
+from gateway.log.index_files import begin_files, continue_indexes, keeps_indexes, summarize, write_indexes
+from gateway.log.layout import CUT_SUFFIX, SIDECAR_SUFFIXES, WATERMARK_FILE, segment_name
+from gateway.log.segment import Damage
+from gateway.log.tail import Tail, TailWalk
 
 Progress = Callable[[int, int], None]
 
-_FOREVER = 2**63 - 1
-_OFFSETS_PER_SEGMENT = 2**31  # an index holds relative offsets as i32
+# Acknowledged bytes directly below the watermark that are looked at: a copy may have zeros there.
+_LAST_BYTES = 4096
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,13 +50,22 @@ class Recovered:
     """Its length in bytes; the file ends there."""
     index_bytes: int = 0
     time_bytes: int = 0
+    index_crc: int = 0
+    time_crc: int = 0
+    indexes_whole: bool = True
+    """The segment's indexes have all their entries; otherwise they are made again once it is sealed."""
     bytes_since_entry: int = 0
     first_timestamp: int = NO_TIMESTAMP
     max_timestamp: int = NO_TIMESTAMP
     offset_of_max: int = 0
     last_time_entry: int = NO_TIMESTAMP
     last_timestamp: int = NO_TIMESTAMP
+    manifest_bytes: int = 0
+    """Where the manifest's next entry goes; -1: it is not complete, and must not be gone on with."""
 
+    clean: bool = False
+    """The log was closed cleanly, so nothing was walked."""
+    walked_bytes: int = 0
     cut_bytes: int = 0
     """Bytes of content (not zeros) that were cut from the tail: never acknowledged."""
     cut: Damage | None = None
@@ -69,8 +76,12 @@ class Recovered:
     """Damaged places among what was acknowledged, left as they are."""
     lost_records: int = 0
     """Acknowledged records that are gone: the log ends before the watermark. Their offsets are not used again."""
+    rebuild: tuple[int, ...] = ()
+    """Base offsets of sealed segments whose indexes and summary are to be made again."""
+    skipped: tuple[str, ...] = ()
+    """What could not be written, a sentence each; none of it is needed to go on."""
 
-    def writer_state(self) -> dict[str, int]:
+    def writer_state(self) -> dict[str, Any]:
         """Arguments for ``Writer.add_partition``."""
         names = (
             "epoch",
@@ -79,291 +90,264 @@ class Recovered:
             "position",
             "index_bytes",
             "time_bytes",
+            "index_crc",
+            "time_crc",
+            "indexes_whole",
             "bytes_since_entry",
             "first_timestamp",
             "max_timestamp",
             "offset_of_max",
             "last_time_entry",
             "last_timestamp",
+            "manifest_bytes",
         )
         return {name: getattr(self, name) for name in names}
 
 
-def recover(directory: Path, *, progress: Progress | None = None) -> Recovered:
+def recover(directory: Path, *, progress: Progress | None = None, files: Files = FILES) -> Recovered:
     """Recover one partition. The caller holds the data directory's lock and no writer has the partition open.
 
     A directory that is missing or has no segments gives the state of a new partition. `progress(done, total)` counts
-    bytes. OSError if something cannot be read, written or synced.
+    bytes. OSError if the log cannot be read, cut or synced.
     """
-    return _Recovery(Path(directory), progress).run()
-
-
-@dataclass(slots=True)
-class _Walked:
-    """One segment after its walk."""
-
-    base_offset: int
-    size: int
-    builder: IndexBuilder
-    position: int
-    next_offset: int
-    first_timestamp: int
-    last_timestamp: int
-    stopped: WalkEnd | None
-    """Why the walk ended before the end of the file."""
+    return _Recovery(Path(directory), progress, files).run()
 
 
 class _Recovery:
-    def __init__(self, directory: Path, progress: Progress | None) -> None:
+    def __init__(self, directory: Path, progress: Progress | None, files: Files) -> None:
         self.directory = directory
+        self.files = files
         self.progress = progress
-        self.mark = watermark.read(directory / WATERMARK_FILE)
-        self.bases = list_segments(directory)
+        self.walk = TailWalk(directory, files, self._report)
+        self.mark = self._read_mark()
+        self.catalog = Catalog(directory, files, self.mark.segment_base if self.mark else None, self._skip)
         self.damages: list[Damage] = []
         self.set_aside: list[Path] = []
+        self.skipped: list[str] = []
+        self.rebuild: list[int] = []
         self.done_bytes = 0
         self.total_bytes = 0
+        self.cut_bytes = 0
+        self.cut: Damage | None = None
+
+    def _read_mark(self) -> Watermark | None:
+        try:
+            return watermark.parse(self.files.read_bytes(self.directory / WATERMARK_FILE))
+        except FileNotFoundError:
+            return None
 
     def run(self) -> Recovered:
-        epoch = self.mark.epoch + 1 if self.mark else 1
-        durable = self.mark.durable_offset if self.mark else 0
-        if not self.bases:
-            if durable == 0:
-                return Recovered(epoch=epoch)
-            return self._state(epoch, self._begin_segment(durable), lost=durable, cut=None)
-        first = max(sum(base <= self.mark.segment_base for base in self.bases) - 1, 0) if self.mark else 0
-        for base in self.bases[:first]:
-            self._complete(base)
-        walked = self._walk_all(self.bases[first:])
-        last = walked[-1]
-        cut = self._cut(last)
-        for segment in walked:
-            self._sync_log(segment)  # first, since what it cuts off may be the last room on the disk
-            self._write_indexes(segment, sealed=segment is not last or last.next_offset < durable)
-        lost = max(durable - last.next_offset, 0)
-        if lost:
-            last = self._begin_segment(durable)
-        sync_directory(self.directory)
-        sync_directory(self.directory.parent)
-        return self._state(epoch, last, lost=lost, cut=cut)
+        if self.mark is None:
+            return self._run_unmarked()
+        if self.mark.flags & watermark.CLEAN and self._is_as_closed(self.mark):
+            return self._run_clean(self.mark)
+        return self._run_marked(self.mark)
 
-    def _state(self, epoch: int, last: _Walked, *, lost: int, cut: tuple[int, Damage | None] | None) -> Recovered:
+    # -- closed cleanly ------------------------------------------------------------------------------------------------
+
+    def _is_as_closed(self, mark: Watermark) -> bool:
+        try:
+            return self.files.size(self._log(mark.segment_base)) == mark.position
+        except FileNotFoundError:
+            return False
+
+    def _run_clean(self, mark: Watermark) -> Recovered:
+        tail = self._from_mark(mark)
+        continue_indexes(self.directory, self.files, tail, self._skip)
+        self.catalog.complete(mark.segment_base)
+        return self._state(tail, mark.epoch + 1, lost=0, clean=True)
+
+    def _from_mark(self, mark: Watermark) -> Tail:
+        """The watermark's segment in the state that it tells."""
+        builder = IndexBuilder(
+            mark.segment_base,
+            max_timestamp=mark.max_timestamp,
+            offset_of_max=mark.offset_of_max,
+            last_time_entry=mark.last_time_entry,
+            bytes_since_entry=mark.bytes_since_entry,
+        )
+        tail = Tail(mark.segment_base, mark.position, builder, mark.position, mark.durable_offset)
+        tail.first_timestamp = mark.first_timestamp
+        tail.last_timestamp = mark.last_timestamp
+        if mark.position > 0:
+            keeps_indexes(self.directory, self.files, tail, mark)
+        return tail
+
+    # -- after a crash -------------------------------------------------------------------------------------------------
+
+    def _run_marked(self, mark: Watermark) -> Recovered:
+        later = self.catalog.scan()
+        self.total_bytes = sum(self.files.size(self._log(base)) for base in later)
+        tails = self._walk_on(self._walk_marked(mark, later), later, mark.durable_offset)
+        last = tails[-1]
+        if not last.in_file and mark.durable_offset == 0 and not self.catalog.has_segments:
+            return Recovered(epoch=mark.epoch + 1)
+        lost = max(mark.durable_offset - tails[0].next_offset, 0)
+        if mark.position > 0 and not tails[0].in_file:
+            lost = mark.durable_offset - mark.segment_base
+        return self._finish(tails, mark.epoch + 1, mark.durable_offset, lost)
+
+    def _walk_marked(self, mark: Watermark, later: list[int]) -> Tail:
+        base = mark.segment_base
+        try:
+            size = self.files.size(self._log(base))
+        except FileNotFoundError:
+            gone = Tail(base, 0, IndexBuilder(base), 0, mark.durable_offset, in_file=False)
+            gone.last_timestamp = mark.last_timestamp
+            return gone
+        self.total_bytes += max(size - mark.position, 0)
+        without_state = mark.position > 0 and mark.first_timestamp == NO_TIMESTAMP
+        if size < mark.position or without_state or self._turns_to_zeros(mark):
+            # Acknowledged bytes are gone, so nobody knows where the last batch ends; or the disk had no room for a
+            # segment that this one's state could be of. Only then what was acknowledged is walked.
+            self.total_bytes += min(size, mark.position)
+            tail = Tail(base, size, IndexBuilder(base), 0, base)
+            self.damages += self.walk.run_over_damage(tail, min(size, mark.position), mark.durable_offset, set(later))
+            return tail
+        return self.walk.run(self._from_mark(mark), set(later))
+
+    def _turns_to_zeros(self, mark: Watermark) -> bool:
+        if mark.position == 0:
+            return False
+        try:
+            return self.walk.ends_in_zeros(mark.segment_base, mark.position, _LAST_BYTES)
+        except OSError:  # a bad sector there is damage, which readers name; it takes nothing else along
+            return False
+
+    def _walk_on(self, first: Tail, later: list[int], durable_offset: int) -> list[Tail]:
+        """Walk the segments that follow; set aside what cannot stay."""
+        tails = [first]
+        broken = False
+        for number, base in enumerate(later):
+            before = tails[-1]
+            expected = max(before.next_offset, durable_offset)
+            if broken or base != expected or not before.ends_soundly:
+                # One below the durable offset contradicts the watermark; nothing in it was ever read.
+                broken = broken or base >= durable_offset
+                self._put_aside(base)
+                continue
+            tail = Tail(base, 0, IndexBuilder(base), 0, base)
+            tail.last_timestamp = before.last_timestamp
+            tails.append(self.walk.run(tail, set(later[number + 1 :])))
+        return tails
+
+    # -- without a watermark -------------------------------------------------------------------------------------------
+
+    def _run_unmarked(self) -> Recovered:
+        self.catalog.scan()
+        base = self.catalog.last_base
+        if base is None:
+            return Recovered()
+        self.total_bytes = self.files.size(self._log(base))
+        tail = Tail(base, 0, IndexBuilder(base), 0, base)
+        tail.last_timestamp = self.catalog.last_timestamp(base)
+        return self._finish([self.walk.run(tail)], 1, 0, 0)
+
+    # -- writing -------------------------------------------------------------------------------------------------------
+
+    def _finish(self, tails: list[Tail], epoch: int, durable_offset: int, lost: int) -> Recovered:
+        last = tails[-1]
+        self._note_cut(last)
+        for tail in tails:
+            if tail.in_file:  # the log first, since what it cuts off may be the last room on the disk
+                self._sync_log(tail)
+        begins_anew = not last.in_file or last.next_offset < durable_offset
+        sealed = [tail for tail in tails if tail.in_file and (tail is not last or begins_anew)]
+        for tail in sealed:
+            write_indexes(self.directory, self.files, tail, self._skip, sealed=True)
+            if not summarize(self.directory, self.files, tail, self._skip):
+                self.rebuild.append(tail.base_offset)
+        if begins_anew:
+            last = self._begin(durable_offset, last.last_timestamp)
+        else:
+            write_indexes(self.directory, self.files, last, self._skip, sealed=False)
+        self.catalog.complete(last.base_offset)
+        self.catalog.remove_orphans()
+        self.files.sync_directory(self.directory)
+        self.files.sync_directory(self.directory.parent)
+        return self._state(last, epoch, lost=lost, clean=False)
+
+    def _state(self, last: Tail, epoch: int, *, lost: int, clean: bool) -> Recovered:
         builder = last.builder
         return Recovered(
             epoch=epoch,
-            log_start_offset=self.bases[0] if self.bases else last.base_offset,
+            log_start_offset=self.catalog.log_start_offset(last.base_offset),
             next_offset=last.next_offset,
-            segment_base=last.base_offset,
+            segment_base=last.base_offset if last.in_file else -1,
             position=last.position,
-            index_bytes=len(builder.index),
-            time_bytes=len(builder.times),
+            index_bytes=last.index_bytes,
+            time_bytes=last.time_bytes,
+            index_crc=last.index_crc,
+            time_crc=last.time_crc,
+            indexes_whole=last.indexes_whole,
             bytes_since_entry=builder.bytes_since_entry,
             first_timestamp=last.first_timestamp,
             max_timestamp=builder.max_timestamp,
             offset_of_max=builder.offset_of_max,
             last_time_entry=builder.last_time_entry,
             last_timestamp=last.last_timestamp,
-            cut_bytes=cut[0] if cut else 0,
-            cut=cut[1] if cut else None,
+            manifest_bytes=self.catalog.manifest_bytes,
+            clean=clean,
+            walked_bytes=self.done_bytes,
+            cut_bytes=self.cut_bytes,
+            cut=self.cut,
             set_aside=tuple(self.set_aside),
             damages=tuple(self.damages),
             lost_records=lost,
+            rebuild=tuple(self.rebuild),
+            skipped=tuple(self.skipped),
         )
 
-    # -- walking -------------------------------------------------------------------------------------------------------
+    def _note_cut(self, last: Tail) -> None:
+        if last.damage is not None and last.content_bytes:
+            self.cut_bytes = last.content_bytes
+            self.cut = last.damage._replace(bytes=last.content_bytes)
 
-    def _walk_all(self, bases: list[int]) -> list[_Walked]:
-        """Walk the segment that the watermark points into and all later ones; set aside what cannot stay."""
-        self.total_bytes = sum((self.directory / segment_name(base)).stat().st_size for base in bases)
-        walked: list[_Walked] = []
-        for number, base in enumerate(bases):
-            if walked and not self._follows(walked[-1], base):
-                for later in bases[number:]:
-                    self._put_aside(later)
-                break
-            walked.append(self._walk(base))
-        return walked
+    def _sync_log(self, tail: Tail) -> None:
+        """End the file after its last batch, and make all of it durable: a reader may see it as soon as we return."""
+        path = self._log(tail.base_offset)
+        if tail.size != tail.position:
+            self.files.truncate(path, tail.position)
+        self.files.sync(path)
 
-    def _follows(self, before: _Walked, base: int) -> bool:
-        """May the segment at `base` stay? One that holds acknowledged records stays even after a gap."""
-        if self.mark is None or base <= self.mark.segment_base:
-            if base != before.next_offset:
-                path = self.directory / segment_name(base)
-                problem = f"the segment begins at offset {base}, the one before ends before offset {before.next_offset}"
-                self.damages.append(Damage(path, 0, problem, str(before.next_offset), str(base)))
-            return True
-        return before.stopped is None and base == before.next_offset
+    def _begin(self, base: int, last_timestamp: int) -> Tail:
+        """An empty segment at `base`: offsets that were given out once are never given out again."""
+        tail = Tail(base, 0, IndexBuilder(base), 0, base, last_timestamp=last_timestamp)
+        try:
+            begin_files(self.directory, self.files, base)
+        except OSError as error:
+            if error.errno not in FULL:
+                raise
+            self._skip(self._log(base), error)
+            tail.in_file = False  # the writer makes it as soon as there is room
+        return tail
 
-    def _trusted_end(self, base: int, size: int) -> int:
-        """Up to which byte of the segment everything was acknowledged."""
-        if self.mark is None:
-            return size if base != self.bases[-1] else 0
-        if base == self.mark.segment_base:
-            return min(self.mark.position, size)
-        return size if base < self.mark.segment_base else 0
+    def _put_aside(self, base: int) -> None:
+        """Take a segment out of the log: renamed if it holds anything, removed if it does not; its indexes go."""
+        path = self._log(base)
+        empty = self.walk.is_empty(base)
+        # The log comes last: without it, an interrupted recovery would leave indexes that nobody removes.
+        for suffix in SIDECAR_SUFFIXES:
+            self.files.unlink(self.directory / segment_name(base, suffix))
+        if empty:
+            self.files.unlink(path)
+            return
+        target = path.with_name(path.name + CUT_SUFFIX)
+        number = 1
+        while self.files.exists(target):
+            target = path.with_name(f"{path.name}.{number}{CUT_SUFFIX}")
+            number += 1
+        self.files.rename(path, target)
+        self.set_aside.append(target)
 
-    def _walk(self, base: int) -> _Walked:
-        with Segment(self.directory, base) as segment:
-            size = segment.size
-            trusted_end = self._trusted_end(base, size)
-            found = _Walked(base, size, IndexBuilder(base), 0, base, NO_TIMESTAMP, NO_TIMESTAMP, None)
-            position: int | None = 0
-            offset = base
-            while position is not None:
-                end = self._walk_sound(segment, position, offset, found)
-                position = None
-                if end.clean:
-                    break
-                if end.position >= trusted_end or self._only_zeros(segment, end, size):
-                    found.stopped = end
-                    break
-                self.damages.append(end.damage(segment.path))
-                position, offset = self._behind(segment, end, trusted_end)
-                # What was passed over was acknowledged, so it is not cut: not even when nothing sound follows.
-                found.position = trusted_end if position is None else position
-                found.next_offset = offset
-        return found
+    def _log(self, base: int) -> Path:
+        return self.directory / segment_name(base)
 
-    @staticmethod
-    def _only_zeros(segment: Segment, end: WalkEnd, size: int) -> bool:
-        return end.problem == batch.PROBLEM_ZEROS and segment.is_zero(end.position, size)
-
-    def _walk_sound(self, segment: Segment, position: int, offset: int, found: _Walked) -> WalkEnd:
-        """Take sound batches into `found` until one is bad."""
-        walk = Walk(segment, position, found.size, expected_offset=offset)
-        for batches in walk:
-            if found.first_timestamp == NO_TIMESTAMP:
-                found.first_timestamp = batches[0][5]
-            for start, length, _, last_offset, _, max_timestamp, _ in batches:
-                found.builder.add(start, length, last_offset, max_timestamp)
-            start, length, _, last_offset, _, found.last_timestamp, _ = batches[-1]
-            found.position = start + length
-            found.next_offset = last_offset + 1
-            self._report(sum(one[1] for one in batches))
-        return walk.end
-
-    def _behind(self, segment: Segment, end: WalkEnd, trusted_end: int) -> tuple[int | None, int]:
-        """Where to go on after damage among what was acknowledged: position, None for nowhere, and base offset."""
-        mark, base = self.mark, segment.base_offset
-        durable = mark.durable_offset if mark else _FOREVER
-        # A base offset is covered by no CRC: one that belongs to a later segment, or to none, is damage too.
-        offset_max = min([durable, base + _OFFSETS_PER_SEGMENT, *(later for later in self.bases if later > base)])
-        found = segment.find_batch(end.position + 1, trusted_end, end.next_offset, offset_max)
-        if found is not None:
-            header = segment.header(found)
-            assert header is not None
-            return found, header.base_offset
-        if mark and (base, trusted_end) == (mark.segment_base, mark.position):
-            return trusted_end, durable
-        return None, end.next_offset
+    def _skip(self, path: Path, error: OSError) -> None:
+        """Something that can be made again could not be written."""
+        self.skipped.append(f"{path} could not be written: {error.strerror or error}; it is made again later.")
 
     def _report(self, size: int) -> None:
         self.done_bytes += size
         if self.progress is not None:
-            self.progress(self.done_bytes, self.total_bytes)
-
-    def _complete(self, base: int) -> None:
-        """Rebuild the indexes of a sealed segment if one is missing or torn; its log is not looked at otherwise."""
-        for suffix, entry_bytes in ((INDEX_SUFFIX, INDEX_ENTRY_BYTES), (TIME_SUFFIX, TIME_ENTRY_BYTES)):
-            path = self.directory / segment_name(base, suffix)
-            if not path.exists() or path.stat().st_size % entry_bytes:
-                self._write_indexes(self._walk(base), sealed=True)
-                return
-
-    # -- writing -------------------------------------------------------------------------------------------------------
-
-    def _put_aside(self, base: int) -> None:
-        """Take a segment out of the log: renamed if it holds anything, removed if it does not; its indexes go."""
-        path = self.directory / segment_name(base)
-        with Segment(self.directory, base) as segment:
-            empty = segment.is_zero(0, segment.size)
-        # The log comes last: without it, an interrupted recovery would leave indexes that nobody removes.
-        for suffix in (INDEX_SUFFIX, TIME_SUFFIX):
-            (self.directory / segment_name(base, suffix)).unlink(missing_ok=True)
-        if empty:
-            path.unlink()
-        else:
-            target = path.with_name(path.name + CUT_SUFFIX)
-            number = 1
-            while target.exists():
-                target = path.with_name(f"{path.name}.{number}{CUT_SUFFIX}")
-                number += 1
-            path.rename(target)
-            self.set_aside.append(target)
-
-    def _cut(self, last: _Walked) -> tuple[int, Damage | None] | None:
-        """What the tail of the last segment loses: bytes of content and the reason."""
-        if last.stopped is None:
-            return None
-        with Segment(self.directory, last.base_offset) as segment:
-            content = segment.content_end(last.position, last.size) - last.position
-            return content, last.stopped.damage(segment.path) if content else None
-
-    def _sync_log(self, segment: _Walked) -> None:
-        """End the file after its last batch, and make all of it durable: a reader may see it as soon as we return."""
-        path = self.directory / segment_name(segment.base_offset, LOG_SUFFIX)
-        descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
-        try:
-            if os.fstat(descriptor).st_size != segment.position:
-                os.ftruncate(descriptor, segment.position)
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-
-    def _write_indexes(self, segment: _Walked, *, sealed: bool) -> None:
-        if sealed:
-            segment.builder.seal()
-        for suffix, content in ((INDEX_SUFFIX, segment.builder.index), (TIME_SUFFIX, segment.builder.times)):
-            _write_durably(self.directory / segment_name(segment.base_offset, suffix), bytes(content))
-
-    def _begin_segment(self, base: int) -> _Walked:
-        """An empty segment at `base`: offsets that were given out once are never given out again."""
-        for suffix in (INDEX_SUFFIX, TIME_SUFFIX, LOG_SUFFIX):
-            _write_durably(self.directory / segment_name(base, suffix), b"")
-        sync_directory(self.directory)
-        return _Walked(base, 0, IndexBuilder(base), 0, base, NO_TIMESTAMP, NO_TIMESTAMP, None)
-
-
-def _write_durably(path: Path, content: bytes) -> None:
-    """Have exactly `content` in the file, on the disk; a crash leaves it as it was. The caller syncs the directory.
-
-    Half an index could end after a whole entry: nobody would see that the rest is missing. Only a disk without room
-    for a second copy is written in place: after a crash there, the next recovery walks the same segment again.
-    """
-    if _holds(path, content):
-        _fill(path, content, os.O_RDWR)
-        return
-    new = path.with_name(f".{path.name}.new")
-    try:
-        _fill(new, content, os.O_RDWR | os.O_CREAT)
-    except OSError as error:
-        new.unlink(missing_ok=True)
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        _fill(path, content, os.O_RDWR | os.O_CREAT)
-    else:
-        new.replace(path)
-
-
-def _fill(path: Path, content: bytes, flags: int) -> None:
-    """Write what differs, into the blocks that the file has, and sync."""
-    descriptor = os.open(path, flags | os.O_CLOEXEC, 0o644)
-    try:
-        with open(descriptor, "rb", buffering=0, closefd=False) as file:
-            old = file.read(len(content) + 1) or b""
-        if old != content:
-            written = 0
-            while written < len(content):
-                written += os.pwrite(descriptor, content[written:], written)
-            os.ftruncate(descriptor, len(content))
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _holds(path: Path, content: bytes) -> bool:
-    """Is that what the file holds?"""
-    try:
-        return path.stat().st_size == len(content) and path.read_bytes() == content
-    except FileNotFoundError:
-        return False
+            self.progress(self.done_bytes, max(self.total_bytes, self.done_bytes))

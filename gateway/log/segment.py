@@ -1,7 +1,6 @@
 """Reading one segment: whole batches in bounded pieces, and the walk that checks them.
 
-Files are read with seek and read on an unbuffered file that nobody shares: that exists on every system, and unlike a
-mapping it turns a bad sector into an error.
+Never through a mapping, which would turn a bad sector, or a file that is cut, into a signal.
 """
 
 from __future__ import annotations
@@ -14,6 +13,7 @@ from typing import NamedTuple
 
 from gateway_native import batch
 
+from gateway.log.files import FILES, Files
 from gateway.log.layout import BATCH_BYTES_MAX, LOG_SUFFIX, segment_name
 
 # One read. Larger than a batch usually is (256 KiB), small enough that its records, as objects, stay bounded.
@@ -55,6 +55,8 @@ class Damage(NamedTuple):
     found: str
     offsets: tuple[int, int] | None = None
     """Records that cannot be read because of it, from the first to before the second; None: none, or not known."""
+    bytes: int = 0
+    """How much of the file cannot be read because of it: up to the next sound batch; 0: not known."""
 
     def __str__(self) -> str:
         return f"{self.path}, byte {self.position}: {self.problem}{self._lost()}"
@@ -69,12 +71,12 @@ class Damage(NamedTuple):
 class Segment:
     """An open ``.log`` file. Only the caller's thread may use it."""
 
-    def __init__(self, directory: Path, base_offset: int) -> None:
+    def __init__(self, directory: Path, base_offset: int, files: Files = FILES) -> None:
         """Open it. FileNotFoundError if retention, or recovery, took it away since it was listed."""
         self.directory = directory
         self.base_offset = base_offset
         self.path = directory / segment_name(base_offset, LOG_SUFFIX)
-        self._file = self.path.open("rb", buffering=0)
+        self._file = files.open_read(self.path)
 
     def close(self) -> None:
         self._file.close()
@@ -90,18 +92,11 @@ class Segment:
     @property
     def size(self) -> int:
         """Bytes in the file now; more than there are batches while the segment is being written."""
-        return self._file.seek(0, 2)
+        return self._file.size
 
     def read(self, position: int, size: int) -> bytes:
-        """Up to `size` bytes from `position`; fewer only at the end of the file."""
-        self._file.seek(position)
-        data = self._file.read(size) or b""
-        while len(data) < size:
-            more = self._file.read(size - len(data))
-            if not more:
-                break
-            data += more
-        return data
+        """Up to `size` bytes from `position`; fewer only at the end of the file. OSError for a bad sector."""
+        return self._file.read(position, size)
 
     def header(self, position: int) -> BatchHeader | None:
         """The header at `position`, unchecked except for its magic byte; None if there is none."""

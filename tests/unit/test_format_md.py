@@ -88,7 +88,10 @@ def test_watermark_example_is_what_the_encoder_writes() -> None:
 
 @pytest.mark.parametrize(
     ("words", "end"),
-    [("## 3. Record batch", batch.HEADER_BYTES), ("## 5. Watermark", len(watermark.encode(watermark.Watermark(1, 0, 0, 0))))],
+    [
+        ("## 3. Record batch", batch.HEADER_BYTES),
+        ("## 5. Watermark", len(watermark.encode(watermark.Watermark(1, 0, 0, 0)))),
+    ],
 )
 def test_positions_are_the_sums_of_the_widths(words: str, end: int) -> None:
     """Each field of a layout stands where the one before it ends, and the last ends where the code says."""

@@ -85,8 +85,9 @@ class MqttSubscriber:
         self._held: deque[_Held] = deque()
         self._held_bytes = 0
         self._counters = dict.fromkeys(
-            ("records", "bytes", "acknowledged", "retained", "unrouted", "lost", "connects", "failures", "paused"), 0
-        )
+            ("records", "bytes", "acknowledged", "retained", "unrouted", "lost", "refused_full_disk", "connects",
+             "failures", "paused"), 0,
+        )  # fmt: skip
 
     # -- the source's life
 
@@ -325,7 +326,7 @@ class MqttSubscriber:
             partition, sequence, message_id = self._unacknowledged[0]
             verdict = self._ring.verdict(partition, sequence) if sequence else native_ring.ACKED
             if verdict == native_ring.FAILED:
-                self._fail()
+                self._give_up("the stream of an unacknowledged message has failed")
                 return
             if verdict != native_ring.ACKED:
                 return
@@ -334,16 +335,31 @@ class MqttSubscriber:
             self._counters["acknowledged"] += 1
         self._ring.set_ack_interest(False)
 
-    def _fail(self) -> None:
-        """The stream has failed: stop taking messages that could not be acknowledged. The broker keeps them."""
-        self._say(logging.ERROR, "disconnecting: the stream of an unacknowledged message has failed")
+    def _give_up(self, cause: str) -> None:
+        """Stop taking messages that could not be acknowledged: the broker keeps them and sends them again."""
+        self._say(logging.ERROR, f"disconnecting: {cause}")
         self._unacknowledged.clear()
         if self._client is not None:
             self._client.pause()
-            self._client.end(aiomqtt.MqttError("a stream has failed; the log names it"))
+            self._client.end(aiomqtt.MqttError(f"{cause}; the log names the stream"))
+
+    def _settle_refusals(self) -> None:
+        """A full disk: what was refused must not be acknowledged, so the connection is given up."""
+        if not self._ring.refusals_pending:
+            return
+        refused = sum(
+            self._ring.verdict(partition, sequence) == native_ring.REFUSED
+            for partition, sequence, _ in self._unacknowledged
+            if sequence
+        )
+        if refused:
+            self._counters["refused_full_disk"] += refused
+            self._give_up("the disk is full")
+        self._ring.confirm_refusals()
 
     def _ring_event(self) -> None:
         self._ring.clear_event()
+        self._settle_refusals()
         self._release()
         if self._held:
             self._put_held()
