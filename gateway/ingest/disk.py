@@ -24,6 +24,9 @@ HEADROOM_PART_MAX = 8
 # Retention deletes whole segments, so it needs several of them.
 SEGMENTS_MIN, SEGMENTS_OF_RETENTION_MIN = 16, 8
 
+# From so many dirty files on, one syncfs instead of an fdatasync each; 0: never. `bench log_many_streams` measures it.
+SYNCFS_FILES = 0
+
 
 class Space(NamedTuple):
     """A file system's bytes: all of it, and what an unprivileged writer may still take."""

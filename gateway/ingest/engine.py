@@ -46,8 +46,6 @@ FLUSH_STEP_S = 0.25
 GAP_RING, GAP_RING_BYTES = "(gateway)", 2**16
 # Gap records of one stream, source and reason are at least so far apart.
 GAP_INTERVAL_NS = 1_000_000_000
-# From so many dirty files on, one syncfs instead of an fdatasync each; 0: never. bench/ has the measurement.
-SYNCFS_FILES = 0
 # The ring that all cameras share, in which their streams tell them apart.
 CAMERA_RING = "cameras"
 
@@ -88,7 +86,7 @@ class Engine:
             buffer_bytes=config.limits.buffer_bytes,
             partitions_max=config.limits.max_streams,
             reserve_bytes=self.disk.reserve_bytes,
-            syncfs_files=SYNCFS_FILES,
+            syncfs_files=disk.SYNCFS_FILES,
         )
         self._partitions: dict[str, int] = {}
         self._opening = threading.Lock()

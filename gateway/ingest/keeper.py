@@ -63,19 +63,20 @@ class Keeper:
         self._writer = writer
         self._jobs = list(jobs)
         self._on_health = on_health
-        self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self._wake = -1
         self._stopping = threading.Event()
         self._thread: threading.Thread | None = None
 
     def start(self) -> None:
+        self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._thread = threading.Thread(target=self._run, name="gateway-keeper", daemon=True)
         self._thread.start()
 
     def stop(self) -> bool:
         """End after the job that is running; False if it does not come to an end."""
         self._stopping.set()
-        os.eventfd_write(self._wake, 1)
         if self._thread is not None:
+            os.eventfd_write(self._wake, 1)
             self._thread.join(STOP_TIMEOUT_S)
             if self._thread.is_alive():
                 return False
