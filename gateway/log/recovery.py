@@ -207,12 +207,7 @@ class _Recovery:
         return self.walk.run(self._from_mark(mark), set(later))
 
     def _turns_to_zeros(self, mark: Watermark) -> bool:
-        if mark.position == 0:
-            return False
-        try:
-            return self.walk.ends_in_zeros(mark.segment_base, mark.position, _LAST_BYTES)
-        except OSError:  # a bad sector there is damage, which readers name; it takes nothing else along
-            return False
+        return mark.position > 0 and self.walk.ends_in_zeros(mark.segment_base, mark.position, _LAST_BYTES)
 
     def _walk_on(self, first: Tail, later: list[int], durable_offset: int) -> list[Tail]:
         """Walk the segments that follow; set aside what cannot stay."""
