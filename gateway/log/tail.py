@@ -69,26 +69,28 @@ class TailWalk:
             tail.content_bytes = segment.content_end(tail.position, tail.size) - tail.position
 
     def run_over_damage(
-        self, tail: Tail, trusted_end: int, durable_offset: int, stops: Collection[int] = ()
+        self, tail: Tail, end: int, offset_max: int, stops: Collection[int] = (), *, end_offset: int | None = None
     ) -> list[Damage]:
-        """The same from the segment's start, where all below byte `trusted_end` was acknowledged: it is not cut.
+        """Take what is sound below byte `end`, where all was acknowledged, with offsets below `offset_max`.
 
-        That part holds what is below `durable_offset`. What was passed over counts into the position, zeros do not.
+        What was passed over counts into the position: it is not cut. Zeros at the end do not. end_offset: what follows
+        byte `end` if that is known, so that damage up to there is not taken for the end of the log.
         """
         damages: list[Damage] = []
-        offset_max = min(durable_offset, tail.base_offset + OFFSETS_PER_SEGMENT)
+        offset_max = min(offset_max, tail.base_offset + OFFSETS_PER_SEGMENT)
         with Segment(self.directory, tail.base_offset, self.files) as segment:
             tail.size = segment.size
-            while tail.position < trusted_end:
-                end = self._take(segment, tail, stops, trusted_end)
-                if end.clean or self._only_zeros(segment, end, tail.size):
+            while tail.position < end:
+                stopped = self._take(segment, tail, stops, end)
+                if stopped.clean or self._only_zeros(segment, stopped, tail.size):
                     break
-                passed = pass_over(segment, end, trusted_end, offset_max)
-                damages.append(end.damage(segment.path)._replace(bytes=passed.position - end.position))
+                passed = pass_over(segment, stopped, end, offset_max)
+                damages.append(stopped.damage(segment.path)._replace(bytes=passed.position - stopped.position))
                 tail.position = passed.position
-                tail.next_offset = passed.offset if passed.found else end.next_offset
-            if tail.position == trusted_end < tail.size and (not damages or tail.next_offset == durable_offset):
-                self._run_to_end(segment, tail, stops)
+                if passed.found:
+                    tail.next_offset = passed.offset
+                elif end_offset is not None:
+                    tail.next_offset = end_offset
         return damages
 
     def ends_in_zeros(self, base_offset: int, position: int, size: int) -> bool:

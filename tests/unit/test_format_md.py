@@ -14,7 +14,7 @@ import pytest
 from gateway_adapters.mqtt.headers import RESERVED, message_headers
 from gateway_adapters.rtsp.access_units import CODEC_NAMES, AccessUnit
 from gateway_adapters.rtsp.recorder import Recorder
-from gateway_native import batch, watermark
+from gateway_native import batch, summary, watermark
 
 from gateway.clock import NS_PER_MS
 from gateway.log import layout
@@ -88,7 +88,10 @@ def test_watermark_example_is_what_the_encoder_writes() -> None:
 
 @pytest.mark.parametrize(
     ("words", "end"),
-    [("## 3. Record batch", batch.HEADER_BYTES), ("## 5. Watermark", len(watermark.encode(watermark.Watermark(1, 0, 0, 0))))],
+    [
+        ("## 3. Record batch", batch.HEADER_BYTES),
+        ("## 5. Watermark", len(watermark.encode(watermark.Watermark(1, 0, 0, 0)))),
+    ],
 )
 def test_positions_are_the_sums_of_the_widths(words: str, end: int) -> None:
     """Each field of a layout stands where the one before it ends, and the last ends where the code says."""
