@@ -92,8 +92,8 @@ def plan(config: Config, total_bytes: int) -> DiskPlan:
 def syncfs_files(config: Config) -> int:
     """From how many dirty streams on one syncfs(2) stands for the sync of each; 0: never.
 
-    It also writes what others left dirty, so by itself it is used only where the data directory, or the one above it, is a
-    file system's root.
+    It also writes what others left dirty, so unasked it is used only where the data directory, or the one above it, is
+    the root of a file system.
     """
     if config.disk.syncfs == "never" or _kernel() < SYNCFS_KERNEL:
         return 0

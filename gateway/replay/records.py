@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-<<<<<<< HEAD
 import contextlib
-from collections.abc import Iterable, Iterator
-=======
 import warnings
 from collections.abc import Callable, Iterable, Iterator
->>>>>>> recovery
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta, tzinfo
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from gateway.errors import DamageWarning
-
 from gateway.log.gap import CLOCK_HEADER, GAP_HEADER, ClockStep, Gap, parse_clock, parse_gap
 
 if TYPE_CHECKING:
