@@ -111,8 +111,9 @@ class PartitionModel:
 
     # -- deleting --------------------------------------------------------------------------------------------------------
 
-    def begin_deletion(self, next_base: int) -> None:
+    def begin_deletion(self, next_base: int, content: LogContent) -> None:
         """The segment before `next_base` is being deleted: it may be there or not."""
+        self._remember(content)
         self.start_max = max(self.start_max, next_base)
 
     def end_deletion(self) -> None:
@@ -153,10 +154,6 @@ class PartitionModel:
         self.durable_offset = next_offset
         self._remember(content)
         self.records = {identity: record for identity, record in self.records.items() if identity in there}
-
-    def published(self, epoch: int) -> None:
-        """A writer took the partition over: readers may have seen its epoch."""
-        self.epoch = epoch
 
     def ended(self, durable_offset: int, *, power_loss: bool) -> None:
         """The life is over; this is what its writer called durable."""

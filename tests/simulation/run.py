@@ -17,7 +17,7 @@ from gateway_native.writer import ManualClock, Writer
 
 from tests.simulation.files import SimulatedFiles
 from tests.simulation.model import Life, PartitionModel, Record, Violation, describe, gap_headers, require, value_of
-from tests.simulation.reading import bases_of, index_problem, path_of, read_log, read_mark
+from tests.simulation.reading import LogContent, bases_of, index_problem, path_of, read_log, read_mark, read_segment
 
 NS_PER_MS = 1_000_000
 NS_PER_S = 1_000_000_000
@@ -206,7 +206,6 @@ class _Life:
                 ack_memory=model.ack_memory,
                 refuse_when_full=plan.refuse_when_full,
             )
-            model.published(state.epoch)
 
     # -- steps -----------------------------------------------------------------------------------------------------------
 
@@ -310,7 +309,9 @@ class _Life:
         if len(bases) < 2 or bases[1] > self.writer.partition_state(partition)["segment_base"]:
             return
         self.run.tell(f"{model.name}: segment {bases[0]} is deleted")
-        model.begin_deletion(bases[1])
+        content = LogContent()
+        read_segment(content, bases[0], self.disk.read_file(path_of(model.name, bases[0])), bases[1])
+        model.begin_deletion(bases[1], content)
         try:
             delete_segment(Path(model.name), bases[0], self.run.files)
         except OSError as error:
@@ -369,6 +370,9 @@ class _Life:
         """Producers see what they can still see, then everything is gone."""
         power_loss = self.disk.crashed or self.dice.random() < 0.6
         self._ask_verdicts()
+        for model in self.models:
+            mark = read_mark(self.disk, model.name)
+            model.epoch = mark.epoch if mark is not None else model.epoch
         require(self.disk.bus_errors == 0, "a write through the mapping had no block behind it: a SIGBUS")
         for index, model in enumerate(self.models):
             try:
