@@ -7,6 +7,7 @@ What the disk promises, which is no more than POSIX does and less than ext4:
 
 * A page (4 KiB) that was written may reach the disk at any time, or never; until a sync, each page by itself. Power
   that fails leaves each unsynced page old, new, or a mixture of old and new sectors (512 bytes).
+* A write that is cut short by a failure ends with a whole sector.
 * sync_data makes content durable, and the size where the file has grown. A file that was only cut may have its old
   size again after sync_data; not after sync_all.
 * New names, renames and removals are kept or lost one by one until sync_directory of their directory. A rename is

@@ -86,9 +86,12 @@ cdef int inode_of(DiskState* d, int fd) noexcept nogil:
     return d.descriptors[fd - d.first_descriptor]
 
 
-cdef int64_t a_part(DiskState* d, int64_t size) noexcept nogil:
-    """How much of a write is done when something stops it."""
-    return <int64_t>below(d, <uint64_t>size + 1)
+cdef int64_t a_part(DiskState* d, int64_t size, int64_t position) noexcept nogil:
+    """How much of a write is done when something stops it: whole sectors."""
+    cdef int64_t end = position + <int64_t>below(d, <uint64_t>size + 1)
+    if end < position + size:
+        end -= end % SECTOR_BYTES
+    return end - position if end > position else 0
 
 
 # -- the table ----------------------------------------------------------------------------------------------------------
@@ -176,7 +179,7 @@ cdef int write_bytes(int kind, int fd, const uint8_t* data, int64_t size, int64_
     verdict = begin(d, kind, f.entry)
     if verdict == FAILS or verdict == POWER_FAILS:
         failed = -EIO
-        done = a_part(d, size)
+        done = a_part(d, size, position)
     elif verdict == IS_OFF:
         return -EIO
     elif verdict == LIES:

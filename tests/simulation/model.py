@@ -137,8 +137,10 @@ class PartitionModel:
         require(content.next_offset == next_offset, f"{where} is said to end at offset {next_offset} and ends at "
                 f"{content.next_offset}: {content.problem}")
         require(epoch > self.epoch, f"{self.name}: epoch {epoch} follows {self.epoch}")
-        require(self.start <= content.start <= max(self.start, self.start_max),
-                f"{where} starts at offset {content.start}, not between {self.start} and {self.start_max}")
+        # Of a partition that never committed, the first segments may be lost and a later one not.
+        start_max = max(self.start, self.start_max) if self.durable_offset else content.start
+        require(self.start <= content.start <= start_max,
+                f"{where} starts at offset {content.start}, not between {self.start} and {start_max}")
         if content.start > self.start:
             self.forget_below(content.start)
         self._compare_with_durable(content, where)
@@ -155,13 +157,15 @@ class PartitionModel:
         self._remember(content)
         self.records = {identity: record for identity, record in self.records.items() if identity in there}
 
-    def ended(self, durable_offset: int, *, power_loss: bool) -> None:
+    def ended(self, durable_offset: int) -> None:
         """The life is over; this is what its writer called durable."""
         if durable_offset > self.durable_offset:
             self.epoch_on_disk = self.epoch
         self.durable_offset = max(self.durable_offset, durable_offset)
-        if power_loss:
-            self.epoch = self.epoch_on_disk  # readers are gone too
+
+    def power_lost(self) -> None:
+        """Readers are gone too."""
+        self.epoch = self.epoch_on_disk
 
     def _remember(self, content: LogContent) -> None:
         for offset, identity, _ in content.rows:

@@ -101,6 +101,8 @@ class Run:
     def restart(self, *, power_loss: bool) -> None:
         self.tell("power loss" if power_loss else "the process ends")
         self.disk.restart(power_loss=power_loss)
+        for model in self.models if power_loss else ():
+            model.power_lost()
 
     # -- the beginning of a life -----------------------------------------------------------------------------------------
 
@@ -383,7 +385,7 @@ class _Life:
                 model.life_counts = Life(state["refused"], state["lost"], state["failed"], clean=False)
             require(state["durable_offset"] >= model.durable_offset or state["durable_offset"] == 0,
                     f"{model.name}: the durable offset went back to {state['durable_offset']}")
-            model.ended(state["durable_offset"], power_loss=power_loss)
+            model.ended(state["durable_offset"])
         self.run.tell(f"{self.writer.counters}")
         self.disk.interleave(None)
         if self.run.plan.full:
