@@ -521,6 +521,7 @@ cdef void collect_partition(WriterState* w, Partition* p) noexcept nogil:
         p.durable_sequence[i] = p.commit_sequence[i]
     if p.commit_sync_mark:
         p.mark_synced_position = p.commit_mark.position
+        p.mark_unsynced = False
     release_buffers(w, &p.commit_batches)
     if p.rewriting:
         rewrite(w, p)

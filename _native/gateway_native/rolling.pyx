@@ -68,17 +68,36 @@ cdef int create_directory(WriterState* w, Partition* p, int64_t base_offset) noe
         close_counted(w, &fd)
         return failed
     p.watermark_fd = fd
+    p.mark_unsynced = True
     p.durable = mark
     return 0
 
 
+cdef int sync_mark(WriterState* w, Partition* p) noexcept nogil:
+    """Before there is a second segment, the watermark on the disk must be one of this opening.
+
+    Without one, recovery takes every segment but the last for committed; and one of a clean end says that there is no
+    other. Hardly ever needed: the first commit syncs the watermark anyway.
+    """
+    cdef int failed = w.ops.sync_all(p.watermark_fd)
+    if failed == 0:
+        failed = w.ops.sync_directory(p.directory)
+    if failed == 0 and (p.new_directory or (p.in_commit and p.commit_new_directory)):
+        failed = w.ops.sync_directory(p.parent)
+    if failed == 0:
+        p.mark_unsynced = False
+    return failed
+
+
 cdef int create_segment(WriterState* w, Partition* p, int64_t base_offset) noexcept nogil:
-    cdef int failed
+    cdef int failed = 0
     cdef Active* active
     if p.watermark_fd < 0:
         failed = create_directory(w, p, base_offset)
-        if failed:
-            return failed
+    elif p.mark_unsynced:
+        failed = sync_mark(w, p)
+    if failed:
+        return failed
     active = <Active*>calloc(1, sizeof(Active))
     if active is NULL:
         return -ENOMEM

@@ -91,6 +91,7 @@ cdef struct Partition:
     Sealed* sealed
     bint new_directory              # its entry in the parent is not synced yet
     bint new_files                  # the directory has entries that are not synced yet
+    bint mark_unsynced              # the watermark on the disk is missing, or one of before this partition was opened
     bint dirty
     bint troubled                   # any of the next five, or failed: records take the slow way
     bint full_disk                  # `pending` waits for room on the disk

@@ -578,7 +578,7 @@ cdef int open_existing(Writer writer, Partition* p) except -1:
         raise OSError(-p.watermark_fd, "cannot open the watermark", directory)
     # The recovery point, which may say that the log was closed cleanly, is replaced on the disk before anything is
     # acknowledged.
-    p.new_files = True
+    p.new_files = p.mark_unsynced = True
     watermark_encode(encoded, &p.durable)
     failed = w.ops.write_at(p.watermark_fd, encoded, WATERMARK_BYTES, 0)
     if failed:
