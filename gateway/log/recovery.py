@@ -183,7 +183,7 @@ class _Recovery:
         if not last.in_file and mark.durable_offset == 0 and not self.catalog.has_segments:
             return Recovered(epoch=mark.epoch + 1)
         lost = max(mark.durable_offset - tails[0].next_offset, 0)
-        if mark.position > 0 and not tails[0].in_file:
+        if mark.position > 0 and not tails[0].in_file and not self._is_deleted(mark, later):
             lost = mark.durable_offset - mark.segment_base
         return self._finish(tails, mark.epoch + 1, mark.durable_offset, lost)
 
@@ -192,7 +192,8 @@ class _Recovery:
         try:
             size = self.files.size(self._log(base))
         except FileNotFoundError:
-            gone = Tail(base, 0, IndexBuilder(base), 0, mark.durable_offset, in_file=False)
+            next_offset = later[0] if self._is_deleted(mark, later) else mark.durable_offset
+            gone = Tail(base, 0, IndexBuilder(base), 0, next_offset, in_file=False)
             gone.last_timestamp = mark.last_timestamp
             return gone
         self.total_bytes += max(size - mark.position, 0)
@@ -203,6 +204,10 @@ class _Recovery:
             self.total_bytes += min(size, mark.position)
             return self._walk_all_of(mark, min(size, mark.position), set(later))
         return self.walk.run(self._from_mark(mark), set(later))
+
+    def _is_deleted(self, mark: Watermark, later: list[int]) -> bool:
+        """Is the watermark's segment one that retention deleted? It deletes from the front, however old the watermark."""
+        return bool(later) and later[0] >= mark.durable_offset and self.catalog.first_base == later[0]
 
     def _walk_all_of(self, mark: Watermark, end: int, stops: set[int]) -> Tail:
         tail = Tail(mark.segment_base, 0, IndexBuilder(mark.segment_base), 0, mark.segment_base)
