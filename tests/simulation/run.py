@@ -188,7 +188,6 @@ class _Life:
             if not self.disk.crashed:
                 raise Violation(f"a partition cannot be opened on a sound disk: {error}") from error
         else:
-            self.disk.interleave(self.writer, self.run.plan.interleave)
             for _ in range(dice.randint(5, 120)):
                 if self.disk.crashed:
                     break
@@ -219,7 +218,7 @@ class _Life:
         elif roll < 0.60:
             self.writer.step_writer()
         elif roll < 0.78:
-            self.writer.step_flusher()
+            self._flush()
         elif roll < 0.88:
             self._ask_verdicts()
         elif roll < 0.93:
@@ -228,6 +227,12 @@ class _Life:
             self._read()
         else:
             self._disturb(self.dice.random())
+
+    def _flush(self) -> None:
+        """While the flusher syncs, the writer goes on."""
+        self.disk.interleave(self.writer, self.run.plan.interleave)
+        self.writer.step_flusher()
+        self.disk.interleave(None)
 
     def _disturb(self, roll: float) -> None:
         plan = self.run.plan
@@ -352,7 +357,7 @@ class _Life:
         self.writer.stop(abandon=abandon)
         for _ in range(ROUNDS_MAX):
             self.writer.step_writer()
-            self.writer.step_flusher()
+            self._flush()
             self._ask_verdicts()
             if self.disk.crashed or self.writer.finish():
                 break
@@ -388,7 +393,6 @@ class _Life:
                     f"{model.name}: the durable offset went back to {state['durable_offset']}")
             model.ended(state["durable_offset"])
         self.run.tell(f"{self.writer.counters}")
-        self.disk.interleave(None)
         if self.run.plan.full:
             self.disk.capacity = PLENTY
         self.run.restart(power_loss=power_loss)
