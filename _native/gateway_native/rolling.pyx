@@ -79,7 +79,13 @@ cdef int sync_mark(WriterState* w, Partition* p) noexcept nogil:
     Without one, recovery takes every segment but the last for committed; and one of a clean end says that there is no
     other. Hardly ever needed: the first commit syncs the watermark anyway.
     """
-    cdef int failed = w.ops.sync_all(p.watermark_fd)
+    cdef uint8_t encoded[WATERMARK_BYTES]
+    cdef int failed = 0
+    if not p.in_commit:             # then the flusher may be writing a newer one, and nothing has failed yet
+        watermark_encode(encoded, &p.durable)
+        failed = w.ops.write_at(p.watermark_fd, encoded, WATERMARK_BYTES, 0)
+    if failed == 0:
+        failed = w.ops.sync_all(p.watermark_fd)
     if failed == 0:
         failed = w.ops.sync_directory(p.directory)
     if failed == 0 and (p.new_directory or (p.in_commit and p.commit_new_directory)):
