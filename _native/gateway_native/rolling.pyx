@@ -351,6 +351,9 @@ cdef void close_partition(WriterState* w, Partition* p) noexcept nogil:
     if p.active.index_error or w.ops.sync_all(p.active.index_fd) or w.ops.sync_all(p.active.time_fd):
         bump(&p.index_errors, 1)
         everything = False
+    # What never came to a commit is not promised, but a clean end says that all names are on the disk.
+    if p.new_files and w.ops.sync_directory(p.directory) or p.new_directory and w.ops.sync_directory(p.parent):
+        everything = False
     close_active(w, p)
     if everything and failed == 0:
         write_clean_mark(w, p)
