@@ -94,11 +94,26 @@ def identity_of(key: bytes | None, headers: tuple[tuple[str, bytes], ...]) -> by
 
 # -- indexes ----------------------------------------------------------------------------------------------------------
 
-def index_problem(disk: Disk, directory: str, segment: SegmentContent, *, sealed: bool) -> str:
-    """What is wrong with a segment's indexes; empty if nothing is. Missing entries are, if its summary says it is whole."""
-    by_last = {one[3]: one for one in segment.batches}
+def index_problem(disk: Disk, directory: str, segment: SegmentContent) -> str:
+    """What is wrong with the indexes of a sealed segment whose summary says that they are whole; empty: nothing."""
+    path = path_of(directory, segment.base, "sums")
+    found = summary.parse(disk.read_file(path)) if disk.exists(path) else None
+    if found is None or not found.flags & summary.INDEXES_WHOLE:
+        return ""
     index = read_if_there(disk, path_of(directory, segment.base, "index"))
     times = read_if_there(disk, path_of(directory, segment.base, "timeindex"))
+    where = f"the summary of segment {segment.base} says"
+    end = segment.batches[-1][3] + 1 if segment.batches else segment.base
+    if (found.log_bytes, found.next_offset) != (segment.end, end):
+        return f"{where} {found.log_bytes} bytes up to offset {found.next_offset}; it has {segment.end} up to {end}"
+    if (found.index_crc, found.time_crc) != (batch.crc32c(index), batch.crc32c(times)):
+        return f"{where} that its indexes are whole, and has the CRCs of others"
+    return entries_problem(segment, index, times)
+
+
+def entries_problem(segment: SegmentContent, index: bytes, times: bytes) -> str:
+    """Does every entry of both indexes name a batch that is there?"""
+    by_last = {one[3]: one for one in segment.batches}
     last = -1
     for relative, position in struct.iter_unpack(">ii", index[: len(index) // 8 * 8]):
         found = by_last.get(segment.base + relative)
@@ -113,20 +128,6 @@ def index_problem(disk: Disk, directory: str, segment: SegmentContent, *, sealed
     for timestamp, relative in struct.iter_unpack(">qi", times[: len(times) // 12 * 12]):
         if newest.get(segment.base + relative) != timestamp:
             return f"an entry of the time index of segment {segment.base} says {timestamp} at {segment.base + relative}"
-    return summary_problem(disk, directory, segment, index, times) if sealed else ""
-
-
-def summary_problem(disk: Disk, directory: str, segment: SegmentContent, index: bytes, times: bytes) -> str:
-    path = path_of(directory, segment.base, "sums")
-    found = summary.parse(disk.read_file(path)) if disk.exists(path) else None
-    if found is None or not found.flags & summary.INDEXES_WHOLE:
-        return ""
-    where = f"the summary of segment {segment.base} says"
-    end = segment.batches[-1][3] + 1 if segment.batches else segment.base
-    if (found.log_bytes, found.next_offset) != (segment.end, end):
-        return f"{where} {found.log_bytes} bytes up to offset {found.next_offset}; it has {segment.end} up to {end}"
-    if (found.index_crc, found.time_crc) != (batch.crc32c(index), batch.crc32c(times)):
-        return f"{where} that its indexes are whole, and has the CRCs of others"
     return ""
 
 

@@ -17,7 +17,17 @@ from gateway_native.writer import ManualClock, Writer
 
 from tests.simulation.files import SimulatedFiles
 from tests.simulation.model import Life, PartitionModel, Record, Violation, describe, gap_headers, require, value_of
-from tests.simulation.reading import LogContent, bases_of, index_problem, path_of, read_log, read_mark, read_segment
+from tests.simulation.reading import (
+    LogContent,
+    bases_of,
+    entries_problem,
+    index_problem,
+    path_of,
+    read_if_there,
+    read_log,
+    read_mark,
+    read_segment,
+)
 
 NS_PER_MS = 1_000_000
 NS_PER_S = 1_000_000_000
@@ -145,13 +155,20 @@ class Run:
         content = read_log(self.disk, model.name, base, found.position)
         model.recovered(content, found.next_offset, found.epoch)
         model.life_counts = None
-        for segment in content.segments:
-            if segment.base in found.rebuild:
-                continue
-            problem = index_problem(self.disk, model.name, segment, sealed=segment.base != base)
-            # An index that could not be synced is counted, and rebuilt by others.
-            require(not problem or self.plan.faults, f"{model.name}: {problem}")
+        self._check_indexes(model, content, found, base)
         return found
+
+    def _check_indexes(self, model: PartitionModel, content: LogContent, found: Recovered, active: int) -> None:
+        for segment in content.segments:
+            if segment.base == active and found.indexes_whole:
+                index = read_if_there(self.disk, path_of(model.name, active, "index"))[: found.index_bytes]
+                times = read_if_there(self.disk, path_of(model.name, active, "timeindex"))[: found.time_bytes]
+                problem = entries_problem(segment, index, times)
+            elif segment.base == active or self.plan.faults:
+                continue  # one that could not be synced is counted, and rebuilt by others
+            else:
+                problem = index_problem(self.disk, model.name, segment)
+            require(not problem, f"{model.name}: {problem}")
 
 
 class _Life:
