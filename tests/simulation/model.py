@@ -138,6 +138,7 @@ class PartitionModel:
                 f"{content.next_offset}: {content.problem}")
         require(epoch > self.epoch, f"{self.name}: epoch {epoch} follows {self.epoch}")
         # Of a partition that never committed, the first segments may be lost and a later one not.
+        lost_front = self.durable_offset == 0 and content.start > 0
         start_max = max(self.start, self.start_max) if self.durable_offset else content.start
         require(self.start <= content.start <= start_max,
                 f"{where} starts at offset {content.start}, not between {self.start} and {start_max}")
@@ -151,7 +152,8 @@ class PartitionModel:
             if record.verdict == ACKED and not self.ack_memory:
                 raise Violation(f"{where} has lost {describe(record)}, which was acknowledged")
             self.gone.add(record.identity)
-        self._check_prefixes(there, where)
+        if not lost_front:
+            self._check_prefixes(there, where)
         self._check_counts(there, where)
         self.durable_offset = next_offset
         self._remember(content)

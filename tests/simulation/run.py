@@ -34,6 +34,15 @@ NS_PER_S = 1_000_000_000
 PLENTY = 1 << 30
 RING_BYTES = 1 << 17
 LARGEST_VALUE = 40 << 10
+FAULTS = (
+    ("append", "write"),
+    ("sync_data", "sync_all"),
+    ("sync_directory",),
+    ("sync_filesystem",),
+    ("truncate",),
+    ("open", "rename", "unlink", "make_directory"),
+    ("allocate", "reserve"),
+)
 # A clean end takes a few rounds; one that takes so many never comes.
 ROUNDS_MAX = 2000
 
@@ -99,9 +108,7 @@ class Run:
 
     def go(self) -> None:
         for self.life in range(self.plan.lives):
-            states = self._start()
-            if states is not None:
-                _Life(self, states).go()
+            _Life(self, self._start()).go()
         self.disk.capacity = PLENTY
         self._recover_all()
 
@@ -116,17 +123,21 @@ class Run:
 
     # -- the beginning of a life -----------------------------------------------------------------------------------------
 
-    def _start(self) -> list[Recovered] | None:
-        """Recover everything, with crashes in the middle of it; a crash may leave nothing of the life."""
+    def _start(self) -> list[Recovered]:
+        """Recover everything; before it succeeds, the power may fail in the middle of it, or the disk."""
         for _ in range(3):
-            if self.dice.random() >= 0.3:
+            if self.dice.random() >= 0.35:
                 break
-            self.disk.crash_after(self.dice.randint(0, 25))
+            if self.plan.faults and self.dice.random() < 0.4:
+                self.break_something()
+            else:
+                self.disk.crash_after(self.dice.randint(0, 25))
             try:
                 self._recover_all()
             except OSError as error:
-                if not self.disk.crashed:
-                    raise Violation(f"recovery fails on a sound disk: {error}") from error
+                require(self.disk.crashed or self.plan.faults, f"recovery fails on a sound disk: {error}")
+                self.tell(f"recovery: {error}")
+            self.disk.heal()
             if self.disk.crashed or self.dice.random() < 0.5:
                 self.restart(power_loss=self.disk.crashed or self.dice.random() < 0.5)
         self._forget_crash()
@@ -134,6 +145,14 @@ class Run:
             return self._recover_all()
         except OSError as error:
             raise Violation(f"recovery fails on a sound disk: {error}") from error
+
+    def break_something(self) -> None:
+        """Some operations to come will fail."""
+        kinds = self.dice.choice(FAULTS)
+        suffix = self.dice.choice(("", "", ".log", ".index", "watermark", ".sums", "manifest"))
+        self.disk.heal()
+        self.disk.fail(*kinds, after=self.dice.randint(0, 5), count=self.dice.choice((1, 1, 2, 4)), suffix=suffix)
+        self.tell(f"{kinds} of …{suffix} will fail")
 
     def _forget_crash(self) -> None:
         if self.disk.crashed:
@@ -181,7 +200,7 @@ class _Life:
         self.clock = run.clock
         self.models = run.models
         plan = run.plan
-        self.filled = False
+        self.filled = run.disk.capacity < PLENTY
         self.writer = Writer(
             self.disk.table(plan.flavour),
             buffer_bytes=plan.buffer_bytes,
@@ -266,7 +285,7 @@ class _Life:
         elif roll < 0.70 and plan.full:
             self._change_room()
         elif roll >= 0.70 and plan.faults:
-            self._break_something()
+            self.run.break_something()
 
     def _produce(self) -> None:
         for _ in range(self.dice.randint(1, 6)):
@@ -353,16 +372,6 @@ class _Life:
         self.filled = not self.filled
         self.run.tell(f"the disk has {self.disk.capacity} pages, {self.disk.used} are used")
 
-    def _break_something(self) -> None:
-        kinds = self.dice.choice(
-            (("append", "write"), ("sync_data", "sync_all"), ("sync_directory",), ("sync_filesystem",), ("truncate",),
-             ("open", "rename", "unlink", "make_directory"), ("allocate", "reserve"))
-        )
-        suffix = self.dice.choice(("", "", ".log", ".index", "watermark", ".sums", "manifest"))
-        self.disk.heal()
-        self.disk.fail(*kinds, after=self.dice.randint(0, 5), count=self.dice.choice((1, 1, 2, 4)), suffix=suffix)
-        self.run.tell(f"{kinds} of …{suffix} will fail")
-
     # -- the end ---------------------------------------------------------------------------------------------------------
 
     def _end_cleanly(self) -> None:
@@ -410,7 +419,7 @@ class _Life:
                     f"{model.name}: the durable offset went back to {state['durable_offset']}")
             model.ended(state["durable_offset"])
         self.run.tell(f"{self.writer.counters}")
-        if self.run.plan.full:
+        if self.dice.random() < 0.5:
             self.disk.capacity = PLENTY
         self.run.restart(power_loss=power_loss)
         self._reboot()
