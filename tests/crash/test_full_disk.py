@@ -18,7 +18,7 @@ from tests.support.small_disk import SmallDisk, small_disk
 CLIENTS = 4
 DISK_BYTES = 32 << 20
 LEFT_BYTES = 2 << 20
-WAITS = "waits for room on the disk"
+REFUSES = "refuses records since"
 
 
 @pytest.fixture(params=["tmpfs-pwrite", "ext4-pwrite", "ext4-mapped"])
@@ -26,7 +26,8 @@ def disk_and_process(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator
     """A gateway whose data directory is a small disk."""
     kind, append = request.param.split("-")
     with small_disk(tmp_path / "data", kind, DISK_BYTES) as disk:
-        extra = f'[disk]\nappend = "{append}"\nreserve = "0B"\n[streams.telemetry]\nsegment_size = "1MiB"\n'
+        extra = f'[disk]\nappend = "{append}"\nreserve = "0B"\n'
+        extra += '[streams.telemetry]\nsegment_size = "1MiB"\nwhen_full = "refuse"\n'
         with GatewayProcess(tmp_path, extra_toml=extra) as process:
             process.start()
             yield disk, process
@@ -38,7 +39,7 @@ def publish_until_full(disk: SmallDisk, process: GatewayProcess) -> list[QosOneP
     publishers = [QosOnePublisher(process.port, f"c{client}", f"load/{client}") for client in range(CLIENTS)]
     for publisher in publishers:
         publisher.start()
-    wait_until(lambda: WAITS in process.log, "the gateway to meet the full disk")
+    wait_until(lambda: REFUSES in process.log, "the gateway to meet the full disk")
     return publishers
 
 

@@ -70,7 +70,9 @@ class MqttSubscriber:
         self._paho_logger = context.logger.getChild("paho")
         self._paho_logger.setLevel(logging.WARNING)  # below that it describes every message
         self._ring = context.engine.ring(name)
+        self._gaps = context.engine.gaps
         self._routes = compile_routes(name, config.routes, context.engine)
+        self._streams = {context.engine.partition(route.stream): route.stream for route in config.routes}
         self._record_bytes_max = min(context.config.limits.record_bytes_max, self._ring.largest_record)
         self._client_id = config.client_id or f"gateway-{context.config.site.name}-{name}"
         self._version = aiomqtt.ProtocolVersion.V5
@@ -108,9 +110,10 @@ class MqttSubscriber:
             await asyncio.sleep(0.01)
             self._put_held()
         if self._held:
-            lost = sum(held.message_id == 0 for held in self._held)
-            self._counters["lost"] += lost
-            self._say(logging.ERROR, "the ring stayed full: messages that had arrived are not recorded", lost=lost)
+            lost = [held for held in self._held if held.message_id == 0]  # the broker sends the others again
+            for held in lost:
+                self._lose(held)
+            self._say(logging.ERROR, "the ring stayed full: messages that had arrived are not recorded", lost=len(lost))
 
     async def drain(self) -> None:
         """Acknowledge what has become durable."""
@@ -271,7 +274,7 @@ class MqttSubscriber:
         )
         held = _Held(self._routes.partitions[index], topic, bytes(message.payload), headers, time_ns, message_id)
         if held.size > self._record_bytes_max:
-            self._counters["lost"] += 1
+            self._lose(held)
             self._say(
                 logging.ERROR,
                 "message not recorded: it is larger than the largest record",
@@ -296,6 +299,12 @@ class MqttSubscriber:
         self._counters["bytes"] += len(held.value)
         self._acknowledge_later(held.partition, sequence, held.message_id)
         return True
+
+    def _lose(self, held: _Held) -> None:
+        """It will not be recorded, and nobody sends it again."""
+        self._counters["lost"] += 1
+        stream = self._streams[held.partition]
+        self._gaps.add(stream, self.name, "overload", count=1, bytes=held.size, first_ns=held.time_ns)
 
     def _hold(self, held: _Held) -> None:
         self._held.append(held)
