@@ -118,8 +118,8 @@ def _clock_warnings(config: Config) -> list[str]:
     if not aged or config.site.clock == "trusted" or is_synchronised():
         return []
     sentence = (
-        f"streams.{aged[0]}.retention: waits, as far as it is by age, while the kernel calls the clock unsynchronised, as "
-        'it does now; where no NTP runs, [site] clock = "trusted" says that the clock is right'
+        f"streams.{aged[0]}.retention: waits, as far as it is by age, while the kernel calls the clock unsynchronised, "
+        'as it does now; where no NTP runs, [site] clock = "trusted" says that the clock is right'
     )
     return [sentence]
 
