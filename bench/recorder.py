@@ -16,6 +16,8 @@ from gateway_native.writer import Writer
 from bench.native import load_module
 
 RING_BYTES = 16 * 2**20
+# From so many dirty streams on, one syncfs instead of a sync of each: what log_many_streams found to pay.
+SYNCFS_FILES = 8
 FLUSH_TIMEOUT_S = 300.0
 
 
@@ -38,9 +40,10 @@ class Recorder:
         *,
         linger_ns: int = 5_000_000,
         stream: str = "bench",
+        syncfs_files: int = SYNCFS_FILES,
         **options: Any,
     ) -> None:
-        self.writer = Writer(storage, partitions_max=max(1024, partitions), **options)
+        self.writer = Writer(storage, partitions_max=max(1024, partitions), syncfs_files=syncfs_files, **options)
         self.ring: Ring = self.writer.ring("bench", RING_BYTES)
         for number in range(partitions):
             name = stream if partitions == 1 else f"{stream}-{number:04d}"

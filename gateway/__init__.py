@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from gateway.errors import (
     ConfigError,
     DamageError,
+    DamageWarning,
     FormatError,
     GatewayError,
     LockedError,
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 __all__ = [
     "ConfigError",
     "DamageError",
+    "DamageWarning",
     "ExportReport",
     "FormatError",
     "Frame",

@@ -8,6 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from datetime import datetime
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from gateway.log.segment import Damage
 
 
 class GatewayError(Exception):
@@ -36,6 +40,14 @@ class DamageError(GatewayError):
     """Bytes on disk are not what was written."""
 
     exit_code = 4
+
+
+class DamageWarning(UserWarning):
+    """Reading passed over damage. ``damage`` says where, and which records it costs."""
+
+    def __init__(self, damage: Damage) -> None:
+        self.damage = damage
+        super().__init__(f"{damage} was passed over; `gateway verify` lists every such place.")
 
 
 class LockedError(GatewayError):

@@ -155,12 +155,13 @@ cdef int open_batch(WriterState* w, Partition* p, RingSlot* slot) noexcept nogil
         if not (slot.flags & SLOT_KEYFRAME and p.open.builder.count > 0):
             if p.open.builder.length + most <= p.open.capacity:
                 return 1
-            if grow_buffer(w, p.open) and p.open.builder.length + most <= p.open.capacity:
-                return 1
+            while grow_buffer(w, p.open):
+                if p.open.builder.length + most <= p.open.capacity:
+                    return 1
         append_open_batch(w, p)
         if gw_load_relaxed(&p.failed):
             return -1
-    p.open = take_buffer(w, BATCH_HEADER_BYTES + most, p.small_batches)
+    p.open = take_buffer(w, BATCH_HEADER_BYTES + most, p.batch_bytes)
     if p.open is NULL:
         w.starved = True
         return 0
@@ -755,7 +756,6 @@ cdef class Writer:
         p.epoch = epoch
         p.next_offset = p.appended_offset = next_offset
         p.last_timestamp = p.appended_timestamp = last_timestamp
-        p.small_batches = True
         p.manifest_bytes = 0 if segment_base < 0 else manifest_bytes
         p.durable_offset = p.log_end_offset = <uint64_t>next_offset
         p.durable.epoch = epoch

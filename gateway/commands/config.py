@@ -91,7 +91,7 @@ def data_report(config: Config) -> dict[str, Any]:
         "free_bytes": space.free_bytes,
         "reserve_bytes": plan.reserve_bytes,
         "headroom_bytes": plan.headroom_bytes,
-        "syncfs_files": disk.SYNCFS_FILES,
+        "syncfs_files": disk.syncfs_files(config),
     }
 
 

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from gateway import Record
+    from gateway.log.segment import Damage
 
 CSV_COLUMNS = ("offset", "timestamp", "key", "value", "value_base64", "headers")
 TEXT_VALUE_CHARACTERS_MAX = 500
@@ -36,6 +37,20 @@ def as_object(record: Record) -> dict[str, Any]:
 
 def as_json(record: Record) -> str:
     return json.dumps(as_object(record), ensure_ascii=False) + "\n"
+
+
+def gap_as_json(gap: Damage) -> str:
+    """Records that damage costs, where they would stand."""
+    first, end = gap.offsets or (None, None)
+    shown = {
+        "first_offset": first,
+        "end_offset": end,
+        "bytes": gap.bytes,
+        "file": str(gap.path),
+        "position": gap.position,
+        "problem": gap.problem,
+    }
+    return json.dumps({"gap": shown}, ensure_ascii=False) + "\n"
 
 
 def as_csv(record: Record) -> str:

@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING, Literal
 import click
 
 from gateway.commands import output
-from gateway.commands.common import command_with_examples, data_options, values_are_usage
-from gateway.errors import UsageError
+from gateway.commands.common import command_with_examples, data_options, say, values_are_usage
+from gateway.errors import DamageError, UsageError
 
 if TYPE_CHECKING:
     from gateway import Record, Stream
+    from gateway.log.segment import Damage
 
 _OFFSETS = re.compile(r"(-?\d+)?:(-?\d+)?")
 
@@ -57,43 +58,67 @@ def command(
     follow: bool,
     shape: Literal["json", "csv"] | None,
     data: Path,
-) -> None:
+) -> int:
     """Print the records of STREAM.
 
     TIME is ISO 8601 text ("2026-11-23 08:00", in the site's zone unless it has one), "now", or
-    relative: -10m, -2h, -1d.
+    relative: -10m, -2h, -1d. Records that damage costs are named on stderr (with --json also in their place, as
+    {"gap": …}); all others are printed, and the exit code is 4.
     """
     import gateway
 
     if follow and end is not None:
         raise UsageError("--follow never ends, so --end makes no sense with it.")
     opened = gateway.open(data)[stream]
+    gaps = _Gaps(shape)
     with values_are_usage():
-        records = _records(opened, start, end, list(keys) or None, offsets, follow)
+        records = _records(opened, start, end, list(keys) or None, offsets, follow, gaps)
     _print(itertools.islice(records, limit) if limit else records, shape, flush_each=follow)
+    return DamageError.exit_code if gaps.count else 0
+
+
+class _Gaps:
+    """Tells of what is missing at the moment when it would be printed."""
+
+    def __init__(self, shape: str | None) -> None:
+        self._as_json = shape == "json"
+        self.count = 0
+
+    def __call__(self, gap: Damage) -> None:
+        self.count += 1
+        say(f"{gap}; going on behind it.")
+        if self._as_json:
+            sys.stdout.write(output.gap_as_json(gap))
 
 
 def _records(
-    stream: Stream, start: str | None, end: str | None, keys: list[str] | None, offsets: str | None, follow: bool
+    stream: Stream,
+    start: str | None,
+    end: str | None,
+    keys: list[str] | None,
+    offsets: str | None,
+    follow: bool,
+    on_gap: _Gaps,
 ) -> Iterable[Record]:
     span = parse_offsets(offsets, stream.log_start_offset, stream.durable_offset)
     if not follow:
-        return stream.read(start=start, end=end, keys=keys, offsets=span)
-    return _following(stream, start, keys, span)
+        return stream.read(start=start, end=end, keys=keys, offsets=span, on_gap=on_gap)
+    return _following(stream, start, keys, span, on_gap)
 
 
 def _following(
-    stream: Stream, start: str | None, keys: list[str] | None, span: tuple[int, int | None] | None
+    stream: Stream, start: str | None, keys: list[str] | None, span: tuple[int, int | None] | None, on_gap: _Gaps
 ) -> Iterable[Record]:
     """What there is from the start on, if one was named, then what comes."""
     end = stream.durable_offset
     if start is None and span is None:
-        return stream.follow(end, keys=keys)
-    earlier = itertools.takewhile(lambda record: record.offset < end, stream.read(start=start, keys=keys, offsets=span))
+        return stream.follow(end, keys=keys, on_gap=on_gap)
+    found = stream.read(start=start, keys=keys, offsets=span, on_gap=on_gap)
+    earlier = itertools.takewhile(lambda record: record.offset < end, found)
     if span is not None and span[1] is not None and span[1] <= end:
         return earlier
     until = span[1] if span is not None and span[1] is not None else sys.maxsize
-    later = itertools.takewhile(lambda record: record.offset < until, stream.follow(end, keys=keys))
+    later = itertools.takewhile(lambda record: record.offset < until, stream.follow(end, keys=keys, on_gap=on_gap))
     return itertools.chain(earlier, later)
 
 

@@ -164,6 +164,8 @@ class DiskConfig(Section):
     # None: 2 GiB, or a twentieth of a smaller file system.
     reserve_bytes: SizeBytes | None = Field(default=None, alias="reserve")
     append: Literal["pwrite", "mapped"] = "pwrite"  # how segments grow; bench/ compares the two
+    # One syncfs(2) for many dirty streams: "auto" where the data directory has a file system of its own.
+    syncfs: Literal["auto", "always", "never"] = "auto"
 
 
 class LimitsConfig(Section):

@@ -86,7 +86,7 @@ class Engine:
             buffer_bytes=config.limits.buffer_bytes,
             partitions_max=config.limits.max_streams,
             reserve_bytes=self.disk.reserve_bytes,
-            syncfs_files=disk.SYNCFS_FILES,
+            syncfs_files=disk.syncfs_files(config),
         )
         self._partitions: dict[str, int] = {}
         self._opening = threading.Lock()

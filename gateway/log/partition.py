@@ -1,21 +1,23 @@
 """Reading a partition: what is durable, where an offset or a time lies, and the records of a range.
 
 It works while a gateway writes (the watermark says how far), after one was killed, on a copy without a watermark, and
-with read permission only. It creates nothing and holds no file open between calls.
+with read permission only. It creates nothing and holds no file open between calls. A sealed segment ends where the next
+one begins, whatever else is in its file.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 from gateway_native import batch, watermark
 
-from gateway.errors import DamageError, FormatError
+from gateway.log.chunks import OnDamage, SegmentChunks, report_damage
 from gateway.log.index import NO_TIMESTAMP, SegmentIndexes, TimeEntry
-from gateway.log.layout import BATCH_BYTES_MAX, WATERMARK_FILE, list_segments
-from gateway.log.segment import CHUNK_BYTES, Damage, Segment, Walk, WalkEnd
+from gateway.log.layout import WATERMARK_FILE, segment_name
+from gateway.log.segment import Damage, Segment, Walk, WalkEnd
+from gateway.log.segments import FOREVER, SegmentList, Span
 
 # How far back times may run inside a segment. The gateway's own writer lets them run back not at all: it holds back
 # steps of up to 1 s and seals the segment at a larger one. The rest is for logs that others wrote.
@@ -23,10 +25,6 @@ TIME_SLACK_MS = 10_000
 
 # A segment that vanished or was rolled between listing and opening is looked up again so often.
 LIST_ATTEMPTS = 10
-
-_FOREVER = 2**63 - 1
-
-OnDamage = Callable[[Damage], None]
 
 
 class Limit(NamedTuple):
@@ -55,18 +53,18 @@ class PartitionReader:
         self._accepted_epoch: int | None = None
         self._walked = WalkEnd(0, -1, batch.PROBLEM_NONE, 0, 0)
         self._walked_base = -1
+        self._segments = SegmentList(directory)
         self._first: dict[int, int] = {}  # by base offset: times that never change, of sealed segments or first batches
         self._newest: dict[int, int] = {}
 
     def segments(self) -> list[int]:
         """Base offsets of the segments, ascending, those that are not durable included."""
-        return list_segments(self.directory)
+        return self._segments.list()
 
     @property
     def log_start_offset(self) -> int:
         """The first offset that is there; 0 for an empty partition."""
-        segments = self.segments()
-        return segments[0] if segments else 0
+        return self._segments.log_start()
 
     # -- how far -------------------------------------------------------------------------------------------------------
 
@@ -180,7 +178,7 @@ class PartitionReader:
 
     def _has_times_of(self, segment: Segment, selection: batch.Selection, end: int, sealed: bool) -> bool:
         """May the segment hold times of the selection? Each is judged by its own range, whatever its neighbours'."""
-        if selection.time_stop < _FOREVER and self._first_time(segment, end) >= selection.time_stop:
+        if selection.time_stop < FOREVER and self._first_time(segment, end) >= selection.time_stop:
             return False
         if selection.time_from > NO_TIMESTAMP and sealed:
             return self._newest_time(segment, end) >= selection.time_from
@@ -214,47 +212,62 @@ class PartitionReader:
         walk = Walk(segment, position, end, expected_offset=offset)
         for batches in walk:
             newest = max(newest, *(found[5] for found in batches))
-        return newest if walk.end.clean else _FOREVER
+        return newest if walk.end.clean else FOREVER
 
     def time_range(self) -> TimeRange | None:
         """Times of the first and of the latest record; None while there is none."""
-        limit = self.limit()
-        for _ in range(LIST_ATTEMPTS):
-            segments = [base for base in self.segments() if base <= limit.segment_base]
-            oldest, newest = None, NO_TIMESTAMP
-            try:
-                for base in segments:
-                    with Segment(self.directory, base) as segment:
-                        sealed = base != limit.segment_base
-                        end = segment.size if sealed else limit.position
-                        header = segment.header(0) if end >= batch.HEADER_BYTES else None
-                        if header is None:
-                            continue
-                        oldest = header.base_timestamp if oldest is None else oldest
-                        last = self._newest_time(segment, end) if sealed else self._newest_by_walk(segment, end)
-                        newest = max(newest, last if last < _FOREVER else header.max_timestamp)
-            except FileNotFoundError:
-                continue
-            return None if oldest is None else TimeRange(oldest, newest)
-        raise FileNotFoundError(f"Segments in {self.directory} keep vanishing while they are being read.")
+        oldest, newest = None, NO_TIMESTAMP
+        for span, limit in self._all_spans():
+            times = self._times_of(span, limit)
+            if times is not None:
+                oldest = times.oldest if oldest is None else oldest
+                newest = max(newest, times.newest)
+        return None if oldest is None else TimeRange(oldest, newest)
+
+    def _times_of(self, span: Span, limit: Limit) -> TimeRange | None:
+        if span.summary is not None and span.summary.max_timestamp >= 0 and self._segments.is_as_described(span):
+            return TimeRange(span.summary.first_timestamp, span.summary.max_timestamp)
+        try:
+            with Segment(self.directory, span.base_offset) as segment:
+                sealed = span.base_offset != limit.segment_base
+                end = segment.size if sealed else limit.position
+                header = segment.header(0) if end >= batch.HEADER_BYTES else None
+                if header is None:
+                    return None
+                last = self._newest_time(segment, end) if sealed else self._newest_by_walk(segment, end)
+                return TimeRange(header.base_timestamp, last if last < FOREVER else header.max_timestamp)
+        except FileNotFoundError:
+            return None  # retention took it since the listing: it counts no more
 
     def size_bytes(self) -> int:
         """Bytes of the log that may be read; without indexes, and without room that is only allocated."""
-        limit = self.limit()
-        total = limit.position
-        for base in self.segments():
-            if base < limit.segment_base:
+        total = 0
+        for span, limit in self._all_spans():
+            if span.base_offset == limit.segment_base:
+                total += limit.position
+            elif span.summary is not None:
+                total += span.summary.log_bytes
+            else:
                 try:
-                    with Segment(self.directory, base) as segment:
+                    with Segment(self.directory, span.base_offset) as segment:
                         total += segment.size
                 except FileNotFoundError:
                     continue  # retention took it since the listing: it counts no more
         return total
 
+    def segment_count(self) -> int:
+        """How many segments may be read, the active one included."""
+        return sum(1 for _ in self._all_spans())
+
+    def _all_spans(self) -> Iterator[tuple[Span, Limit]]:
+        limit = self.limit()
+        for span in self._segments.spans(limit.segment_base, limit.offset, 0, FOREVER):
+            yield span, limit
+
     def offset_of_time(self, timestamp: int) -> int:
         """The first offset whose record is not earlier than `timestamp` (ms); the durable offset if there is none."""
         limit = self.limit()
-        for rows in self.chunks(batch.Selection(time_from=timestamp), limit):
+        for rows in self.chunks(batch.Selection(time_from=timestamp), limit, on_damage=lambda _: None):
             return rows[0][0]
         return limit.offset
 
@@ -272,23 +285,27 @@ class PartitionReader:
         selection = self._within(selection, limit)
         if selection.offset_from >= selection.offset_to:
             return
-        after = -1  # segments up to this base offset are done
-        missing = 0
-        bases = self._bases(limit, selection)
-        while bases:
-            base = bases.pop(0)
+        log_start = 0
+        for span in self._segments.spans(limit.segment_base, limit.offset, selection.offset_from, selection.offset_to):
+            if span.base_offset < log_start or self._is_left_out(span, selection):
+                continue
             try:
-                segment = Segment(self.directory, base)
+                segment = Segment(self.directory, span.base_offset)
             except FileNotFoundError:
-                missing += 1
-                if missing >= LIST_ATTEMPTS:
-                    raise
-                bases = [found for found in self._bases(limit, selection) if found > after]
+                log_start = next(iter(self.segments()), FOREVER)
+                if log_start < span.base_offset:  # otherwise retention took it: it deletes the oldest
+                    report_damage(_missing_segment(self.directory, span), on_damage)
                 continue
             with segment:
-                offset_max = bases[0] if bases else limit.offset
-                yield from self._segment_chunks(segment, selection, limit, offset_max, on_damage)
-            after, missing = base, 0
+                yield from self._segment_chunks(segment, selection, limit, span.end_offset, on_damage)
+
+    def _is_left_out(self, span: Span, selection: batch.Selection) -> bool:
+        """Does the manifest say that none of its times is selected? Then the segment need not be opened."""
+        entry = span.summary
+        if entry is None or entry.first_timestamp < 0 or entry.max_timestamp < 0:
+            return False
+        outside = entry.first_timestamp >= selection.time_stop or entry.max_timestamp < selection.time_from
+        return outside and self._segments.is_as_described(span)
 
     def _within(self, selection: batch.Selection, limit: Limit) -> batch.Selection:
         return batch.Selection(
@@ -300,12 +317,6 @@ class PartitionReader:
             keys=selection.keys,
         )
 
-    def _bases(self, limit: Limit, selection: batch.Selection) -> list[int]:
-        """The segments that may hold offsets of the selection."""
-        bases = [base for base in self.segments() if base <= limit.segment_base and base < selection.offset_to]
-        first = sum(base <= selection.offset_from for base in bases)
-        return bases[max(first - 1, 0) :]
-
     def _segment_chunks(
         self, segment: Segment, selection: batch.Selection, limit: Limit, offset_max: int, on_damage: OnDamage | None
     ) -> Iterator[list[batch.Row]]:
@@ -313,52 +324,25 @@ class PartitionReader:
         end = segment.size if sealed else limit.position
         if not self._has_times_of(segment, selection, end, sealed):
             return
+        if offset_max < selection.offset_to:
+            selection = _up_to(selection, offset_max)
         position, offset = self._start(segment, selection, end)
-        wanted = CHUNK_BYTES
-        while position < end:
-            data = _read(segment, position, min(wanted, end - position))
-            try:
-                rows, passed, more, offset = batch.decode_chunk(data, 0, selection, expected_offset=offset)
-                if passed == 0:
-                    _check_room(more, len(data), min(end, segment.size) - position)
-            except batch.UnsupportedBatch as error:
-                raise FormatError(f"{segment.path}, byte {position + error.position}: {error}.") from None
-            except batch.BatchError as error:
-                stopped = WalkEnd(position + error.position, offset, error.problem, error.expected, error.found)
-                position, offset, wanted = _behind(segment, stopped, end, offset_max, on_damage), -1, CHUNK_BYTES
-                continue
-            if rows:
-                yield rows
-            if more < 0:
-                return
-            position += passed
-            wanted = min(max(more, CHUNK_BYTES), BATCH_BYTES_MAX)
+        yield from SegmentChunks(segment, selection, end, offset_max, on_damage).read(position, offset)
 
 
-def _read(segment: Segment, position: int, size: int) -> bytes:
-    try:
-        return segment.read(position, size)
-    except OSError as error:  # a bad sector; the file system says no more than that
-        raise DamageError(f"{segment.path} cannot be read at byte {position}: {error.strerror}.") from error
+def _up_to(selection: batch.Selection, offset_to: int) -> batch.Selection:
+    return batch.Selection(
+        offset_from=selection.offset_from,
+        offset_to=offset_to,
+        time_from=selection.time_from,
+        time_to=selection.time_to,
+        time_slack=TIME_SLACK_MS,
+        keys=selection.keys,
+    )
 
 
-def _behind(segment: Segment, stopped: WalkEnd, end: int, offset_max: int, on_damage: OnDamage | None) -> int:
-    """Where to go on when no sound batch begins at `stopped`: the next one's position, or `end`."""
-    if stopped.problem == batch.PROBLEM_ZEROS and segment.is_zero(stopped.position, end):
-        return end  # allocated, never written: a copy taken while the segment was being sealed
-    damage = stopped.damage(segment.path)
-    if on_damage is None:
-        raise DamageError(
-            f"{damage}. What follows can be read by passing over the damage; `gateway verify` lists every such place."
-        )
-    on_damage(damage)
-    following = segment.find_batch(stopped.position + 1, end, max(stopped.next_offset, 0), offset_max)
-    return end if following is None else following
-
-
-def _check_room(wanted: int, available_here: int, available: int) -> None:
-    """BatchError if the batch that wants so many bytes cannot be: it runs past the end of the file, or is too long."""
-    if wanted > BATCH_BYTES_MAX:
-        raise batch.BatchError("too long", 0, batch.PROBLEM_LENGTH, BATCH_BYTES_MAX, wanted)
-    if wanted > available or available_here == 0:
-        raise batch.BatchError("too short", 0, batch.PROBLEM_SHORT, max(wanted, batch.HEADER_BYTES), available)
+def _missing_segment(directory: Path, span: Span) -> Damage:
+    size = span.summary.log_bytes if span.summary is not None else 0
+    lost = (span.base_offset, span.end_offset)
+    path = directory / segment_name(span.base_offset)
+    return Damage(path, 0, "the segment's file is missing", "a file", "none", lost, size)

@@ -201,18 +201,17 @@ class _Recovery:
             # Acknowledged bytes are gone, so nobody knows where the last batch ends; or the disk had no room for a
             # segment that this one's state could be of. Only then what was acknowledged is walked.
             self.total_bytes += min(size, mark.position)
-            tail = Tail(base, size, IndexBuilder(base), 0, base)
-            self.damages += self.walk.run_over_damage(tail, min(size, mark.position), mark.durable_offset, set(later))
-            return tail
+            return self._walk_all_of(mark, min(size, mark.position), set(later))
         return self.walk.run(self._from_mark(mark), set(later))
 
+    def _walk_all_of(self, mark: Watermark, end: int, stops: set[int]) -> Tail:
+        tail = Tail(mark.segment_base, 0, IndexBuilder(mark.segment_base), 0, mark.segment_base)
+        durable = mark.durable_offset if end == mark.position else None
+        self.damages += self.walk.run_over_damage(tail, end, mark.durable_offset, stops, end_offset=durable)
+        return self.walk.run(tail, stops) if tail.position == mark.position else tail
+
     def _turns_to_zeros(self, mark: Watermark) -> bool:
-        if mark.position == 0:
-            return False
-        try:
-            return self.walk.ends_in_zeros(mark.segment_base, mark.position, _LAST_BYTES)
-        except OSError:  # a bad sector there is damage, which readers name; it takes nothing else along
-            return False
+        return mark.position > 0 and self.walk.ends_in_zeros(mark.segment_base, mark.position, _LAST_BYTES)
 
     def _walk_on(self, first: Tail, later: list[int], durable_offset: int) -> list[Tail]:
         """Walk the segments that follow; set aside what cannot stay."""

@@ -5,6 +5,8 @@ Never through a mapping, which would turn a bad sector, or a file that is cut, i
 
 from __future__ import annotations
 
+import errno
+import os
 import struct
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +20,17 @@ from gateway.log.layout import BATCH_BYTES_MAX, LOG_SUFFIX, segment_name
 
 # One read. Larger than a batch usually is (256 KiB), small enough that its records, as objects, stay bounded.
 CHUNK_BYTES = 512 * 1024
+
+# What a file system says of bytes that the disk, or its own checksum, has lost. Other errors are raised.
+UNREADABLE = (errno.EIO, errno.EBADMSG, errno.EUCLEAN)
+# Around bad sectors it is read in such steps; after so many of them in a row the steps grow, so that a dead disk is
+# given up in the end.
+SECTOR_BYTES = 4096
+_SECTOR_STEPS = 256
+_SECTOR_STEP_MAX = 16 << 20
+
+# Beside batch.PROBLEM_*: the disk gives an error.
+PROBLEM_UNREADABLE = -1
 
 _HEADER = struct.Struct(">qiibIhiqqqhii")
 assert _HEADER.size == batch.HEADER_BYTES
@@ -98,49 +111,89 @@ class Segment:
         """Up to `size` bytes from `position`; fewer only at the end of the file. OSError for a bad sector."""
         return self._file.read(position, size)
 
+    def read_some(self, position: int, size: int) -> tuple[bytes, int]:
+        """The same up to the first bad sector, and the errno met there; 0: there is none."""
+        try:
+            return self.read(position, size), 0
+        except OSError as error:
+            if error.errno not in UNREADABLE:
+                raise
+            number = error.errno
+        pieces: list[bytes] = []
+        end = position + size
+        while position < end:
+            try:
+                piece = self.read(position, min(SECTOR_BYTES - position % SECTOR_BYTES, end - position))
+            except OSError as error:
+                if error.errno not in UNREADABLE:
+                    raise
+                return b"".join(pieces), error.errno
+            if not piece:
+                break
+            pieces.append(piece)
+            position += len(piece)
+        return b"".join(pieces), 0 if position >= end else number
+
     def header(self, position: int) -> BatchHeader | None:
         """The header at `position`, unchecked except for its magic byte; None if there is none."""
-        data = self.read(position, batch.HEADER_BYTES)
+        data, _ = self.read_some(position, batch.HEADER_BYTES)
         if len(data) < batch.HEADER_BYTES or data[16] != batch.MAGIC:
             return None
         return BatchHeader(*_HEADER.unpack(data))
 
     def is_zero(self, position: int, end: int) -> bool:
-        """Are all bytes from `position` to `end` zero?"""
+        """Are all bytes from `position` to `end` zero? Bytes that cannot be read are not."""
         while position < end:
-            data = self.read(position, min(CHUNK_BYTES, end - position))
+            data, unreadable = self.read_some(position, min(CHUNK_BYTES, end - position))
+            if data.count(0) != len(data) or unreadable:
+                return False
             if not data:
                 return True
-            if data.count(0) != len(data):
-                return False
             position += len(data)
         return True
 
     def content_end(self, start: int, end: int) -> int:
-        """The end of what is not zero in [start, end); `start` if nothing is."""
+        """The end of what is not zero in [start, end); `start` if nothing is. What cannot be read is not zero."""
         while end > start:
             piece = max(end - CHUNK_BYTES, start)
-            content = self.read(piece, end - piece).rstrip(b"\0")
+            data, unreadable = self.read_some(piece, end - piece)
+            if unreadable:
+                return end
+            content = data.rstrip(b"\0")
             if content:
                 return piece + len(content)
             end = piece
         return start
 
     def find_batch(self, position: int, end: int, offset_min: int, offset_max: int) -> int | None:
-        """The next sound batch from `position` on that ends by `end` and has offsets in [offset_min, offset_max)."""
+        """The next sound batch from `position` on that ends by `end` and has offsets in [offset_min, offset_max).
+
+        Every byte is tried, which `gateway.log.passing` narrows down. Bad sectors are stepped over.
+        """
         wanted = CHUNK_BYTES
+        steps = 0
         while end - position >= batch.HEADER_BYTES:
-            data = self.read(position, min(wanted, end - position))
+            data, unreadable = self.read_some(position, min(wanted, end - position))
             stopped, more = batch.find(data, 0, offset_min, offset_max)
             position += stopped
             if more == 0:
                 return position
-            if more > min(end, self.size) - position or more > BATCH_BYTES_MAX:
-                # What looks like a header here cannot be one. (At the end this stops the loop.)
+            if unreadable and len(data) - stopped < batch.HEADER_BYTES:
+                steps += 1
+                position = self._step(position + len(data) - stopped, steps)
+                more = 0
+            elif unreadable or more > min(end, self.size) - position or more > BATCH_BYTES_MAX:
+                # What looks like a header here cannot be one, or its batch cannot be read. (At the end this stops us.)
                 position += 1
                 more = 0
             wanted = max(more, CHUNK_BYTES)
         return None
+
+    @staticmethod
+    def _step(position: int, steps: int) -> int:
+        """Where to go on reading behind the bad sector at `position`, the so-manieth."""
+        step = min(SECTOR_BYTES << max(steps - _SECTOR_STEPS, 0).bit_length(), _SECTOR_STEP_MAX)
+        return position - position % SECTOR_BYTES + step
 
 
 class WalkEnd(NamedTuple):
@@ -160,10 +213,14 @@ class WalkEnd(NamedTuple):
     @property
     def text(self) -> str:
         """What is wrong there."""
+        if self.problem == PROBLEM_UNREADABLE:
+            return f"cannot be read here: {os.strerror(self.found)}"
         return batch.PROBLEM_TEXTS[self.problem].format(expected=self.expected, found=self.found)
 
     def damage(self, path: Path) -> Damage:
         """The same as a report's entry."""
+        if self.problem == PROBLEM_UNREADABLE:
+            return Damage(path, self.position, self.text, "readable bytes", "an error")
         if self.problem == batch.PROBLEM_CRC:
             return Damage(path, self.position, self.text, f"0x{self.expected:08x}", f"0x{self.found:08x}")
         return Damage(path, self.position, self.text, str(self.expected), str(self.found))
@@ -173,7 +230,7 @@ class Walk:
     """Check the batches of a segment one after the other, from `position` to `end`.
 
     Iterating gives them in lists of bounded size (see `batch.scan` for what a batch is and what is checked); when it is
-    over, `end` says where and why. Not a byte at or above `end` is looked at.
+    over, `end` says where and why: a bad sector ends it too. Not a byte at or above `end` is looked at.
     """
 
     def __init__(
@@ -197,7 +254,7 @@ class Walk:
     def __iter__(self) -> Iterator[list[batch.Batch]]:
         position, offset, wanted = self._position, self._expected_offset, CHUNK_BYTES
         while position < self._end:
-            data = self._segment.read(position, min(wanted, self._end - position))
+            data, unreadable = self._segment.read_some(position, min(wanted, self._end - position))
             batches, stopped, problem, expected, found = batch.scan(
                 data,
                 origin=position,
@@ -212,6 +269,9 @@ class Walk:
             if batches:
                 yield batches
             wanted = CHUNK_BYTES
+            if unreadable and not batches and problem in {batch.PROBLEM_NONE, batch.PROBLEM_SHORT}:
+                self.end = WalkEnd(position, offset, PROBLEM_UNREADABLE, 0, unreadable)
+                return
             if problem == batch.PROBLEM_NONE and not data:
                 self.end = self.end._replace(problem=batch.PROBLEM_SHORT, expected=batch.HEADER_BYTES)
                 return

@@ -10,6 +10,7 @@ from gateway_native import batch
 
 from gateway.log.files import Files
 from gateway.log.index import NO_TIMESTAMP, IndexBuilder
+from gateway.log.passing import pass_over
 from gateway.log.segment import Damage, Segment, Walk, WalkEnd
 
 OFFSETS_PER_SEGMENT = 2**31  # an index holds relative offsets as i32
@@ -62,38 +63,34 @@ class TailWalk:
         return tail
 
     def _run_to_end(self, segment: Segment, tail: Tail, stops: Collection[int]) -> None:
-        try:
-            end = self._take(segment, tail, stops)
-            if not end.clean and not self._only_zeros(segment, end, tail.size):
-                tail.damage = end.damage(segment.path)
-                tail.content_bytes = segment.content_end(tail.position, tail.size) - tail.position
-        except OSError as error:  # a bad sector, among what was never acknowledged
-            problem = f"cannot be read here: {error.strerror or error}"
-            tail.damage = Damage(segment.path, tail.position, problem, "readable bytes", "an error")
-            tail.content_bytes = max(tail.size - tail.position, 0)
+        end = self._take(segment, tail, stops)
+        if not end.clean and not self._only_zeros(segment, end, tail.size):
+            tail.damage = end.damage(segment.path)
+            tail.content_bytes = segment.content_end(tail.position, tail.size) - tail.position
 
     def run_over_damage(
-        self, tail: Tail, trusted_end: int, durable_offset: int, stops: Collection[int] = ()
+        self, tail: Tail, end: int, offset_max: int, stops: Collection[int] = (), *, end_offset: int | None = None
     ) -> list[Damage]:
-        """The same from the segment's start, where all below byte `trusted_end` was acknowledged: nothing of it is cut.
+        """Take what is sound below byte `end`, where all was acknowledged, with offsets below `offset_max`.
 
-        It holds what is below `durable_offset`. What was passed over counts into the position, if not only zeros follow.
+        What was passed over counts into the position: it is not cut. Zeros at the end do not. end_offset: what follows
+        byte `end` if that is known, so that damage up to there is not taken for the end of the log.
         """
         damages: list[Damage] = []
-        offset_max = min(durable_offset, tail.base_offset + OFFSETS_PER_SEGMENT)
+        offset_max = min(offset_max, tail.base_offset + OFFSETS_PER_SEGMENT)
         with Segment(self.directory, tail.base_offset, self.files) as segment:
             tail.size = segment.size
-            while tail.position < trusted_end:
-                end = self._take(segment, tail, stops, trusted_end)
-                if end.clean or self._only_zeros(segment, end, tail.size):
+            while tail.position < end:
+                stopped = self._take(segment, tail, stops, end)
+                if stopped.clean or self._only_zeros(segment, stopped, tail.size):
                     break
-                position = segment.find_batch(end.position + 1, trusted_end, end.next_offset, offset_max)
-                header = segment.header(position) if position is not None else None
-                tail.position = trusted_end if position is None else position
-                tail.next_offset = end.next_offset if header is None else header.base_offset
-                damages.append(end.damage(segment.path)._replace(bytes=tail.position - end.position))
-            if tail.position == trusted_end < tail.size and (not damages or tail.next_offset == durable_offset):
-                self._run_to_end(segment, tail, stops)
+                passed = pass_over(segment, stopped, end, offset_max)
+                damages.append(stopped.damage(segment.path)._replace(bytes=passed.position - stopped.position))
+                tail.position = passed.position
+                if passed.found:
+                    tail.next_offset = passed.offset
+                elif end_offset is not None:
+                    tail.next_offset = end_offset
         return damages
 
     def ends_in_zeros(self, base_offset: int, position: int, size: int) -> bool:
@@ -104,10 +101,7 @@ class TailWalk:
     def is_empty(self, base_offset: int) -> bool:
         """Does the segment's file hold nothing but zeros?"""
         with Segment(self.directory, base_offset, self.files) as segment:
-            try:
-                return segment.is_zero(0, segment.size)
-            except OSError:  # unreadable is not empty
-                return False
+            return segment.is_zero(0, segment.size)
 
     @staticmethod
     def _only_zeros(segment: Segment, end: WalkEnd, size: int) -> bool:

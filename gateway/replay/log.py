@@ -18,9 +18,10 @@ from gateway import clock
 from gateway.errors import GatewayError, StreamNotFound
 from gateway.log.layout import list_partitions, read_meta
 from gateway.log.partition import PartitionReader
-from gateway.replay.records import Record, Records, make_record, moment
+from gateway.replay.records import GapReport, OnGap, Record, Records, make_record, moment
 
 if TYPE_CHECKING:
+    from gateway.log.segment import Damage
     from gateway.replay.export import ExportReport
     from gateway.replay.frames import Frame
 
@@ -79,6 +80,7 @@ class Stream:
         self.name = name
         self.zone = zone
         self.reader = PartitionReader(directory)
+        self._warned: set[tuple[Path, int]] = set()
 
     def __repr__(self) -> str:
         return f"<gateway.Stream {self.name!r}, offsets {self.log_start_offset} to {self.durable_offset}>"
@@ -111,7 +113,7 @@ class Stream:
             "durable_offset": limit.offset,
             "records": max(0, limit.offset - start),
             "bytes": self.reader.size_bytes(),
-            "segments": sum(base <= limit.segment_base for base in self.reader.segments()),
+            "segments": self.reader.segment_count(),
             "oldest": moment(times.oldest, self.zone) if times else None,
             "newest": moment(times.newest, self.zone) if times else None,
         }
@@ -123,18 +125,18 @@ class Stream:
         *,
         keys: Keys = None,
         offsets: tuple[int | None, int | None] | range | None = None,
-        damage: Literal["raise", "skip"] = "raise",
+        damage: OnGap = "gap",
+        on_gap: Callable[[Damage], None] | None = None,
     ) -> Records:
         """The records of a half-open range that are durable when iteration begins, lazily and in bounded memory.
 
         start, end: times (ISO 8601 text, datetime, pandas or NumPy stamps, "-10m", "now"); without a zone the site's
         is meant. offsets: ``(first, end)``, either may be None. keys: text is an MQTT topic filter, bytes are an exact
-        key; one of several must match. At damage iterating raises DamageError; with "skip" it goes on behind it, and
-        `Records.damages` says what was passed over. Raises ValueError or TypeError for a time or filter that means
-        nothing.
+        key; one of several must match. damage: "gap" goes on behind a damaged place, which is listed in `Records.gaps`
+        with a DamageWarning, the first time, or a call of `on_gap` before the record that follows; "skip" lists it
+        without a warning; "raise" raises DamageError there. Raises ValueError or TypeError for a time or filter that
+        means nothing.
         """
-        if damage not in ("raise", "skip"):
-            raise ValueError(f'damage is "raise" or "skip", not {damage!r}')
         first, stop = _span(offsets)
         selection = batch.Selection(
             offset_from=first,
@@ -143,7 +145,7 @@ class Stream:
             time_to=self._milliseconds(end),
             keys=keys,
         )
-        return Records(self.reader, selection, self.zone, skip_damage=damage == "skip")
+        return Records(self.reader, selection, self.zone, GapReport(damage, self._warned, on_gap))
 
     def follow(
         self,
@@ -152,25 +154,28 @@ class Stream:
         keys: Keys = None,
         poll_s: float = POLL_S,
         stop: threading.Event | None = None,
+        damage: OnGap = "gap",
+        on_gap: Callable[[Damage], None] | None = None,
     ) -> Iterator[Record]:
         """Records from `offset` on as they become durable: "end" begins with the next one, "start" with the oldest.
 
         It blocks until more is durable, looking every `poll_s` seconds, and works beside the gateway that writes, in
-        any process. Ctrl-C interrupts it; `stop`, once set, ends the iteration.
+        any process. Ctrl-C interrupts it; `stop`, once set, ends the iteration. damage, on_gap: as for `read`.
         """
         bounds = {"start": self.log_start_offset, "end": self.durable_offset}
         position = bounds[offset] if isinstance(offset, str) else offset
         key_filter = batch.KeyFilter(keys) if keys is not None else None
-        return self._follow(position, key_filter, poll_s, stop or threading.Event())
+        report = GapReport(damage, self._warned, on_gap)
+        return self._follow(position, key_filter, poll_s, stop or threading.Event(), report)
 
     def _follow(
-        self, position: int, keys: batch.KeyFilter | None, poll_s: float, stop: threading.Event
+        self, position: int, keys: batch.KeyFilter | None, poll_s: float, stop: threading.Event, report: GapReport
     ) -> Iterator[Record]:
         while not stop.is_set():
             limit = self.reader.limit()
             if limit.offset > position:
                 selection = batch.Selection(offset_from=position, offset_to=limit.offset, keys=keys)
-                for rows in self.reader.chunks(selection, limit):
+                for rows in self.reader.chunks(selection, limit, on_damage=report.passes_over):
                     for row in rows:
                         yield make_record(row, self.zone)
                 position = limit.offset

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator
+import warnings
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta, tzinfo
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
 
+from gateway.errors import DamageWarning
 from gateway.log.gap import CLOCK_HEADER, GAP_HEADER, ClockStep, Gap, parse_clock, parse_gap
 
 if TYPE_CHECKING:
@@ -15,6 +18,11 @@ if TYPE_CHECKING:
 
     from gateway.log.partition import PartitionReader
     from gateway.log.segment import Damage
+
+OnGap = Literal["gap", "raise", "skip"]
+
+# So many damaged places are listed, and warned of.
+GAPS_MAX = 10_000
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
@@ -72,19 +80,60 @@ class Record:
         return self.header(name) if self.key is None and self.value is None else None
 
 
+class GapReport:
+    """What becomes of damage that reading meets: an error, a gap that is told, or one that is only listed."""
+
+    def __init__(
+        self, damage: OnGap, warned: set[tuple[Path, int]], on_gap: Callable[[Damage], None] | None = None
+    ) -> None:
+        """warned: places that a warning was given of; further ones are added. on_gap: is called instead of warning."""
+        if damage not in ("gap", "raise", "skip"):
+            raise ValueError(f'damage is "gap", "raise" or "skip", not {damage!r}')
+        self._damage = damage
+        self._warned = warned
+        self._on_gap = on_gap
+        self.gaps: list[Damage] = []
+
+    @property
+    def passes_over(self) -> Callable[[Damage], None] | None:
+        """What is called at damage; None: it is an error."""
+        return None if self._damage == "raise" else self._add
+
+    def _add(self, damage: Damage) -> None:
+        if len(self.gaps) < GAPS_MAX:
+            self.gaps.append(damage)
+        if self._on_gap is not None:
+            self._on_gap(damage)
+            return
+        place = (damage.path, damage.position)
+        if self._damage == "gap" and place not in self._warned:
+            if len(self._warned) < GAPS_MAX:
+                self._warned.add(place)
+            warnings.warn(DamageWarning(damage), stacklevel=2)
+
+
 class Records(Iterable[Record]):
     """The records of a range, read while one iterates; each iteration reads anew, up to what is durable by then.
 
-    Memory stays bounded: one piece of the log (512 KiB, or one larger record) is decoded at a time. `damages` lists
-    what the last iteration passed over, with ``read(..., damage="skip")``.
+    Memory stays bounded: one piece of the log (512 KiB, or one larger record) is decoded at a time. `gaps` lists what
+    the last iteration passed over, with offsets, file and byte position: at most the first 10,000 places.
     """
 
-    def __init__(self, reader: PartitionReader, selection: Selection, zone: tzinfo, *, skip_damage: bool) -> None:
+    def __init__(self, reader: PartitionReader, selection: Selection, zone: tzinfo, report: GapReport) -> None:
         self._reader = reader
         self._selection = selection
         self._zone = zone
-        self._skip_damage = skip_damage
-        self.damages: list[Damage] = []
+        self._report = report
+
+    @property
+    def gaps(self) -> list[Damage]:
+        """Damaged places that the last iteration passed over, in the order of their offsets."""
+        return self._report.gaps
+
+    @property
+    def damages(self) -> list[Damage]:
+        """The same as `gaps`."""
+        return self._report.gaps
 
     def __iter__(self) -> Iterator[Record]:
         return (make_record(row, self._zone) for row in self.rows())
@@ -96,8 +145,8 @@ class Records(Iterable[Record]):
 
     def chunks(self) -> Iterator[list[Row]]:
         """The same tuples in lists, as they were decoded: at most what 512 KiB of log, or one large batch, hold."""
-        self.damages = []
-        return self._reader.chunks(self._selection, on_damage=self.damages.append if self._skip_damage else None)
+        self._report.gaps = []
+        return self._reader.chunks(self._selection, on_damage=self._report.passes_over)
 
 
 def make_record(row: Row, zone: tzinfo) -> Record:

@@ -10,13 +10,14 @@ import sys
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from gateway_native import batch, ring
 from gateway_native.writer import Writer
 
 import gateway
-from gateway.errors import DamageError, FormatError, StreamNotFound
+from gateway.errors import DamageError, DamageWarning, FormatError, StreamNotFound
 from gateway.log.layout import prepare
 from gateway.log.partition import PartitionReader
 from gateway.log.recovery import recover
@@ -241,19 +242,56 @@ def test_small_steps_back_inside_a_segment_lose_nothing(partition: Partition) ->
         assert read(partition, time_from=T0 + first, time_to=T0 + first + 1000) == expected
 
 
-def test_damage_names_file_and_byte_and_can_be_passed_over(partition: Partition) -> None:
-    """A damaged batch raises DamageError with its place after all that is before it; asked to, the reader goes on."""
+def test_damage_is_a_gap_with_offsets_bytes_file_and_position(partition: Partition) -> None:
+    """Reading goes on behind a damaged batch, says so in a warning, once, and lists what is missing."""
+    three_segments(partition)
+    size = len(partition.segments[30][0])
+    partition.damage(30, 4 * size + 200)
+    stream = gateway.open(partition.directory.parent)["s"]
+    records = stream.read()
+    with pytest.warns(DamageWarning, match=rf"{30:020d}\.log, byte {4 * size}: the CRC-32C is") as warned:
+        assert [record.offset for record in records] == [*range(42), *range(45, 90)]
+    (gap,) = records.gaps
+    assert (gap.path, gap.position, gap.offsets, gap.bytes) == (partition.log(30), 4 * size, (42, 45), size)
+    assert [message.message.damage for message in warned] == [gap]
+    assert [record.offset for record in stream.read(offsets=(40, 50))] == [40, 41, 45, 46, 47, 48, 49]
+
+
+def test_damage_can_be_an_error_or_silent(partition: Partition) -> None:
+    """With "raise" everything before the damage is read, then DamageError names the place; "skip" only lists it."""
     three_segments(partition)
     size = len(partition.segments[30][0])
     partition.damage(30, 4 * size + 200)
     stream = gateway.open(partition.directory.parent)["s"]
     seen: list[int] = []
     with pytest.raises(DamageError, match=rf"{30:020d}\.log, byte {4 * size}: the CRC-32C is"):
-        seen.extend(record.offset for record in stream.read())
+        seen.extend(record.offset for record in stream.read(damage="raise"))
     assert seen == list(range(42))
     records = stream.read(damage="skip")
     assert [record.offset for record in records] == [*range(42), *range(45, 90)]
     assert [(damage.path.name, damage.position) for damage in records.damages] == [(f"{30:020d}.log", 4 * size)]
+    with pytest.raises(ValueError, match='"gap", "raise" or "skip"'):
+        stream.read(damage="ignore")
+
+
+def test_gaps_are_told_in_the_order_of_the_records(partition: Partition) -> None:
+    """`on_gap` is called after the last record before the damage and before the first one after it, by follow too."""
+    three_segments(partition)
+    size = len(partition.segments[30][0])
+    partition.damage(30, 4 * size + 200)
+    partition.damage(60, 70)
+    stream = gateway.open(partition.directory.parent)["s"]
+    expected = [*range(42), (42, 45), *range(45, 60), (60, 63), *range(63, 90)]
+    seen: list[Any] = []
+    seen.extend(record.offset for record in stream.read(on_gap=lambda gap: seen.append(gap.offsets)))
+    assert seen == expected
+    stop = threading.Event()
+    followed: list[Any] = []
+    for record in stream.follow("start", stop=stop, on_gap=lambda gap: followed.append(gap.offsets)):
+        followed.append(record.offset)
+        if record.offset == 89:
+            stop.set()
+    assert followed == expected
 
 
 def test_damaged_time_in_a_header_hides_nothing(partition: Partition) -> None:
@@ -295,7 +333,7 @@ def test_segment_that_retention_removes_while_reading_is_passed_over(partition: 
     three_segments(partition)
     chunks = PartitionReader(partition.directory).chunks(batch.Selection())
     seen = [row[0] for row in next(chunks)]
-    for path in (partition.log(30), partition.index(30), partition.times(30)):
+    for path in (partition.log(0), partition.log(30), partition.index(30), partition.times(30)):
         path.unlink()
     seen += [row[0] for rows in chunks for row in rows]
     assert seen == [*range(30), *range(60, 90)]

@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 from gateway_native import batch, watermark
 
+from gateway.log import maintenance
 from gateway.log.partition import PartitionReader
 from gateway.log.recovery import recover
-from tests.support.partitions import T0, Partition, kafka_indexes, make_batch, make_batches
+from tests.support.partitions import T0, Partition, kafka_indexes, make_batch, make_batches, summary_of
 
 
 @pytest.fixture
@@ -75,7 +76,8 @@ def test_state_lets_the_writer_go_on_with_kafkas_rule(partition: Partition) -> N
     index, times = kafka_indexes(0, batches, sealed=False)
     found = recover(partition.directory)
     assert (found.index_bytes, found.time_bytes) == (len(index), len(times))
-    assert found.first_timestamp == T0 + 2
+    assert found.first_timestamp == T0
+    assert (found.index_crc, found.time_crc) == (batch.crc32c(index), batch.crc32c(times))
     assert (found.max_timestamp, found.offset_of_max) == (T0 + 119, 119)
     assert found.last_timestamp == T0 + 119
     assert found.last_time_entry == int.from_bytes(times[-12:-4], "big")
@@ -133,7 +135,7 @@ def test_flipped_bit_above_the_watermark_cuts_there(partition: Partition) -> Non
 
 
 def test_flipped_bit_below_the_watermark_costs_only_its_batch(partition: Partition) -> None:
-    """What was acknowledged is never cut: the damage is reported, and what follows it stays readable."""
+    """What was acknowledged is neither walked nor cut: recovery need not see it, and what follows it stays readable."""
     batches = make_batches(6)
     size = len(batches[0])
     for position in range(size):
@@ -141,7 +143,7 @@ def test_flipped_bit_below_the_watermark_costs_only_its_batch(partition: Partiti
         partition.damage(0, 2 * size + position, bit=position % 8)
         partition.mark(0, 5 * size, 15)
         found = recover(partition.directory)
-        assert [damage.position for damage in found.damages] == [2 * size]
+        assert (found.damages, found.walked_bytes) == ((), size)
         assert (found.next_offset, found.position, found.cut_bytes) == (18, 6 * size, 0)
         partition.mark(0, found.position, found.next_offset)
         epoch_only = 12 <= position < 16  # no reader looks at it, and the records are whole
@@ -157,7 +159,7 @@ def test_last_acknowledged_batch_damaged_is_not_cut(partition: Partition) -> Non
         partition.damage(0, 3 * size - 1)
         partition.mark(0, 3 * size, 9)
         found = recover(partition.directory)
-        assert (found.position, found.next_offset, len(found.damages)) == (count * size, count * 3, 1)
+        assert (found.position, found.next_offset, found.lost_records) == (count * size, count * 3, 0)
 
 
 def test_later_segments_are_set_aside_after_a_cut(partition: Partition) -> None:
@@ -165,7 +167,7 @@ def test_later_segments_are_set_aside_after_a_cut(partition: Partition) -> None:
     batches = make_batches(3)
     size = len(batches[0])
     for attempt in range(2):
-        partition.add(batches, sealed=True)
+        partition.add(batches, sealed=False)
         partition.damage(0, 2 * size + 70)
         partition.add(make_batches(2, base_offset=9), sealed=False)
         partition.add([], base=15, sealed=False, tail=bytes(4096))
@@ -212,40 +214,99 @@ def test_all_segments_gone_keeps_the_offsets(partition: Partition) -> None:
 
 @pytest.mark.parametrize("damage", ["missing", "short", "torn", "garbage", "long"])
 def test_indexes_come_back_as_kafka_writes_them(partition: Partition, damage: str) -> None:
-    """Whatever happened to the indexes of a walked segment, afterwards they are byte for byte Kafka's."""
+    """Whatever happened to the indexes of a copy, recovery and maintenance make them, byte for byte, Kafka's."""
     sealed = make_batches(50, value_bytes=200)
     active = make_batches(50, base_offset=150, value_bytes=200)
     partition.add(sealed)
     partition.add(active, sealed=False)
+    partition.sums(0).unlink()
     for path in (partition.index(0), partition.times(0), partition.index(150), partition.times(150)):
-        content = path.read_bytes()
-        match damage:
-            case "missing":
-                path.unlink()
-            case "short":
-                path.write_bytes(content[:-12])
-            case "torn":
-                path.write_bytes(content[:-5])
-            case "garbage":
-                path.write_bytes(os.urandom(len(content)))
-            case "long":
-                path.write_bytes(content + bytes(24))
+        spoil(path, damage)
     recover(partition.directory)
+    assert maintenance.missing(partition.directory) == [0]
+    assert maintenance.rebuild_segment(partition.directory, 0) == summary_of(0, sealed)
+    assert maintenance.missing(partition.directory) == []
     for base, batches in ((0, sealed), (150, active)):
         index, times = kafka_indexes(base, batches, sealed=base == 0)
         assert partition.index(base).read_bytes() == index
         assert partition.times(base).read_bytes() == times
 
 
-def test_missing_index_of_an_old_segment_is_rebuilt(partition: Partition) -> None:
-    """Segments below the watermark's are not walked, but an index that is missing there is made anew."""
+def spoil(path: Path, damage: str) -> None:
+    """Do that to an index file."""
+    content = path.read_bytes()
+    match damage:
+        case "missing":
+            path.unlink()
+        case "short":
+            path.write_bytes(content[:-12])
+        case "torn":
+            path.write_bytes(content[:-5])
+        case "garbage":
+            path.write_bytes(os.urandom(len(content)))
+        case "long":
+            path.write_bytes(content + bytes(24))
+
+
+@pytest.mark.parametrize("end", ["lost", "half an entry", "written", "garbage behind"])
+def test_indexes_go_on_behind_what_the_watermark_vouches_for(partition: Partition, end: str) -> None:
+    """After a crash the index files are cut to what the watermark's checksum covers, and get what the walk finds."""
+    batches = make_batches(60, value_bytes=200)
+    partition.add(batches, sealed=False)
+    position = sum(map(len, batches[:40]))
+    partition.mark(0, position, 120)
+    mark = watermark.read(partition.watermark)
+    assert mark is not None
+    index, times = kafka_indexes(0, batches, sealed=False)
+    for path, size in ((partition.index(0), mark.index_bytes), (partition.times(0), mark.time_bytes)):
+        content = path.read_bytes()
+        match end:
+            case "lost":
+                path.write_bytes(content[:size])
+            case "half an entry":
+                path.write_bytes(content[: size + 5])
+            case "garbage behind":
+                path.write_bytes(content[:size] + os.urandom(100))
+    found = recover(partition.directory)
+    assert (found.indexes_whole, found.walked_bytes) == (True, sum(map(len, batches[40:])))
+    assert (partition.index(0).read_bytes(), partition.times(0).read_bytes()) == (index, times)
+    assert (found.index_bytes, found.time_bytes) == (len(index), len(times))
+    assert (found.index_crc, found.time_crc) == (batch.crc32c(index), batch.crc32c(times))
+    assert (found.first_timestamp, found.max_timestamp, found.last_timestamp) == (T0, T0 + 179, T0 + 179)
+
+
+@pytest.mark.parametrize("damage", ["missing", "short", "torn", "garbage"])
+@pytest.mark.parametrize("which", ["index", "times"])
+def test_torn_indexes_of_the_active_segment_do_not_hold_up_the_start(
+    partition: Partition, damage: str, which: str
+) -> None:
+    """What the watermark vouches for is not there: both are emptied and left to be made again after sealing."""
+    batches = make_batches(60, value_bytes=200)
+    partition.add(batches, sealed=False)
+    partition.mark(0, sum(map(len, batches[:50])), 150)
+    path = {"index": partition.index, "times": partition.times}[which](0)
+    mark = watermark.read(partition.watermark)
+    assert mark is not None
+    path.write_bytes(path.read_bytes()[: {"index": mark.index_bytes, "times": mark.time_bytes}[which]])
+    spoil(path, damage)
+    found = recover(partition.directory)
+    assert (found.next_offset, found.walked_bytes) == (180, sum(map(len, batches[50:])))
+    assert (found.indexes_whole, found.index_bytes, found.time_bytes, found.index_crc) == (False, 0, 0, 0)
+    assert (partition.index(0).read_bytes(), partition.times(0).read_bytes()) == (b"", b"")
+    assert (found.first_timestamp, found.max_timestamp) == (T0, T0 + 179)
+
+
+def test_indexes_of_old_segments_are_left_to_maintenance(partition: Partition) -> None:
+    """Segments below the watermark's are not looked at by a start; what is missing there is found and made later."""
     batches = make_batches(50, value_bytes=200)
     partition.add(batches)
     partition.add(make_batches(2, base_offset=150), sealed=False)
     partition.mark_all()
     partition.index(0).unlink()
     times = partition.times(0).read_bytes()
-    recover(partition.directory)
+    assert recover(partition.directory).rebuild == ()
+    assert maintenance.missing(partition.directory) == [0]
+    maintenance.rebuild_segment(partition.directory, 0)
     assert partition.index(0).read_bytes() == kafka_indexes(0, batches, sealed=True)[0]
     assert partition.times(0).read_bytes() == times
 
@@ -269,7 +330,7 @@ def test_damage_in_a_sealed_segment_without_a_watermark_keeps_what_follows(parti
     partition.add(make_batches(5, base_offset=15), sealed=False)
     partition.damage(0, 2 * len(batches[0]) + 80)
     found = recover(partition.directory)
-    assert (found.next_offset, len(found.damages), found.set_aside) == (30, 1, ())
+    assert (found.next_offset, found.damages, found.set_aside) == (30, (), ())
     partition.mark(15, found.position, 30)
     assert offsets_read(partition) == [*range(6), *range(9, 30)]
 

@@ -59,9 +59,23 @@ def test_when_every_segment_vanishes_the_reader_just_ends(partition: Partition) 
     partition.mark_all()
     records = iter(gateway.open(partition.directory.parent)["s"].read())
     assert next(records).offset == 0
-    for base in (30, 60):
+    for base in (0, 30, 60):
         partition.log(base).unlink()
     assert [record.offset for record in records] == list(range(1, 30))
+
+
+def test_segment_missing_in_the_middle_is_a_gap(partition: Partition) -> None:
+    """Retention deletes from the front: a hole behind older segments is loss, and is told, by manifest and without."""
+    for base in (0, 30, 60):
+        partition.add(make_batches(10, base_offset=base), sealed=base < 60)
+    partition.mark_all()
+    partition.log(30).unlink()
+    for with_manifest in (True, False):
+        if not with_manifest:
+            partition.manifest.unlink()
+        records = gateway.open(partition.directory.parent)["s"].read(damage="skip")
+        assert [record.offset for record in records] == [*range(30), *range(60, 90)]
+        assert [gap.offsets for gap in records.gaps] == [(30, 60)]
 
 
 def test_reading_begins_without_reading_everything(partition: Partition, monkeypatch: pytest.MonkeyPatch) -> None:
