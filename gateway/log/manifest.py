@@ -36,6 +36,7 @@ class Manifest:
         """Entries that were passed over; the half of one at the end, which a crash leaves, is not among them."""
         self.ignored = 0
         """Entries at the end of segments that are not sealed, or that contradict those before them."""
+        self.contradicts = False
         stop = len(data) - len(data) % ENTRY_BYTES
         pieces: list[bytes] = []
         start = end = 0
@@ -47,6 +48,7 @@ class Manifest:
                 start = position + ENTRY_BYTES
             elif entry.base_offset < end or entry.next_offset < entry.base_offset or entry.base_offset >= below:
                 self.ignored = (stop - position) // ENTRY_BYTES
+                self.contradicts = entry.base_offset < below
                 stop = position
                 break
             else:

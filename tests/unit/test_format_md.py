@@ -14,7 +14,7 @@ import pytest
 from gateway_adapters.mqtt.headers import RESERVED, message_headers
 from gateway_adapters.rtsp.access_units import CODEC_NAMES, AccessUnit
 from gateway_adapters.rtsp.recorder import Recorder
-from gateway_native import batch, summary, watermark
+from gateway_native import batch, watermark
 
 from gateway.clock import NS_PER_MS
 from gateway.log import layout
