@@ -95,9 +95,17 @@ class Manifest:
 
     def first_there(self, directory: Path, files: Files) -> int:
         """The first entry whose segment retention has left: it deletes from the front. `len` if there is none."""
-        return bisect_left(
-            range(len(self)), True, key=lambda number: files.exists(directory / segment_name(self.base(number)))
-        )
+
+        def is_there(number: int) -> bool:
+            return files.exists(directory / segment_name(self.base(number)))
+
+        first = bisect_left(range(len(self)), True, key=is_there)
+        step = 1
+        while step <= first:
+            if is_there(first - step):  # a segment behind it was lost, which no retention does
+                return next(number for number in range(first) if is_there(number))
+            step *= 2
+        return first
 
     def append(self, entry: Summary) -> None:
         """One more segment, the next one."""

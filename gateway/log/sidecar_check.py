@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import NamedTuple
 
-from gateway_native import batch, summary
+from gateway_native import batch, summary, watermark
 from gateway_native.summary import Summary
+from gateway_native.watermark import Watermark
 
 from gateway.log.files import FILES
 from gateway.log.index_check import REBUILD, OnDamage, OnNote
@@ -71,6 +72,25 @@ class SidecarCheck:
             self._compare(path, 0, found, walked, "summary")
             self._check_indexes(path, found, walked.base_offset)
         self._check_entry(walked)
+
+    def active(self, mark: Watermark) -> None:
+        """The active segment's indexes begin with what the watermark vouches for."""
+        if not mark.flags & watermark.INDEXES_WHOLE:
+            return
+        expected = ((INDEX_SUFFIX, mark.index_bytes, mark.index_crc), (TIME_SUFFIX, mark.time_bytes, mark.time_crc))
+        for suffix, size, wanted in expected:
+            path = self._directory / segment_name(mark.segment_base, suffix)
+            try:
+                data = FILES.read_bytes(path)[:size]
+            except OSError:  # the check of its entries has said so
+                self.to_rebuild.append(mark.segment_base)
+                continue
+            if len(data) < size or batch.crc32c(data) != wanted:
+                self.to_rebuild.append(mark.segment_base)
+                problem = (
+                    f"the index's first {size} bytes are not those that the watermark speaks of; {REBUILD}"
+                )
+                self._on_damage(Damage(path, 0, problem, f"0x{wanted:08x}", f"0x{batch.crc32c(data):08x}"))
 
     def finish(self) -> None:
         """All segments were walked."""
