@@ -1,17 +1,24 @@
-"""`python -m bench [NAME …] [--json] [--rounds N]`: measure; what has no peer here is skipped by name."""
+"""`python -m bench [NAME …] [--json] [--rounds N] [--quick]`: measure; what has no peer here is skipped by name."""
 
 from __future__ import annotations
 
 import argparse
 import importlib
 import json
+import os
 import sys
 
-from bench.common import Skipped, machine
+from bench.common import QUICK_VARIABLE, Skipped, machine
 
 MODULES = {
     "mqtt_listener": "messages/s into the log, beside an aiomqtt receive loop behind Mosquitto",
     "storage_append": "ring to durable by record size, mapped and pwrite",
+    "log_throughput": "ring to durable beside fio, 1 KiB and 16 KiB records",
+    "log_small_records": "writer CPU per 64 B record and records/s, over 1 to 1,000 partitions",
+    "log_latency": "ring to durable at 100,000 records/s, beside a loop of pwrite and fdatasync",
+    "log_amplification": "bytes to the disk per byte of payload, fsyncs and batches, by rate",
+    "log_many_streams": "a commit of 10 to 1,000 streams, fdatasync of each against syncfs",
+    "log_startup": "time until a gateway with 100,000 segments accepts, and after kill -9",
 }
 
 
@@ -22,16 +29,20 @@ def main() -> int:
         epilog="\n".join(f"{name}: {what}" for name, what in MODULES.items()),
     )
     parser.add_argument("names", nargs="*", choices=[*MODULES, []], help="which; default: all")
-    parser.add_argument("--rounds", type=int, default=5, help="rounds, of which the median counts")
+    parser.add_argument("--rounds", type=int, help="rounds, of which the median counts; default: 5, quick: 1")
+    parser.add_argument("--quick", action="store_true", help="short rounds: a look at whether it works, no figures")
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
     arguments = parser.parse_args()
+    if arguments.quick:
+        os.environ[QUICK_VARIABLE] = "1"
+    rounds = arguments.rounds or (1 if arguments.quick else 5)
     about = machine()
     report: dict[str, object] = {"machine": about}
     print(", ".join(f"{key} {value}" for key, value in about.items()), file=sys.stderr)
     for name in arguments.names or MODULES:
         print(f"\n{name}: {MODULES[name]}", file=sys.stderr)
         try:
-            result = importlib.import_module(f"bench.{name}").run(arguments.rounds)
+            result = importlib.import_module(f"bench.{name}").run(rounds)
         except Skipped as reason:
             report[name] = {"skipped": str(reason)}
             print(f"  skipped: {reason}", file=sys.stderr)

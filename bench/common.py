@@ -18,6 +18,8 @@ from pathlib import Path
 
 PAYLOAD = b"x" * 64
 TOPICS = 100
+# Set by --quick: rounds are cut to a few seconds, for a look at whether everything works. Their figures prove nothing.
+QUICK_VARIABLE = "GATEWAY_BENCH_QUICK"
 
 
 class Skipped(Exception):
@@ -59,6 +61,11 @@ def machine() -> dict[str, object]:
         "uvloop": version("uvloop"),
         "aiomqtt": version("aiomqtt"),
     }
+
+
+def duration_s(full: float, quick: float) -> float:
+    """How long a round lasts."""
+    return quick if os.environ.get(QUICK_VARIABLE) else full
 
 
 def median(values: list[float]) -> float:

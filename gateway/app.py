@@ -12,17 +12,16 @@ from typing import Any
 
 import uvloop
 
-from gateway.config import Config
+from gateway.config import Config, Retention, StreamConfig
 from gateway.errors import ConfigError, GatewayError, SourceError
+from gateway.ingest import limits
 from gateway.ingest.engine import Engine
 from gateway.ingest.source import Source, SourceContext, load_factory
+from gateway.ingest.troubles import DISK
 from gateway.log.layout import prepare
 from gateway.log.lock import DataLock
 
 logger = logging.getLogger("gateway")
-
-# How often the streams' health is looked at besides when the engine reports a change.
-HEALTH_INTERVAL_S = 5.0
 
 
 def source_configs(config: Config) -> dict[str, tuple[str, Any]]:
@@ -47,7 +46,6 @@ class App:
         self._engine: Engine | None = None
         self._resources = AsyncExitStack()
         self._troubles: dict[str, str] = {}
-        self._health_task: asyncio.Task[None] | None = None
 
     @property
     def engine(self) -> Engine:
@@ -62,11 +60,11 @@ class App:
         Raises LockedError, FormatError, ConfigError or SourceError; nothing is left running then.
         """
         try:
+            limits.check(self.config)
             self._take_data_directory()
-            self._engine = Engine(self.config)
+            self._engine = Engine(self.config, on_health=self._log_health)
             self._engine.start()
             self._resources.callback(self._close_engine)
-            self._watch_health()
             for name, (kind, model) in source_configs(self.config).items():
                 await self._start_source(name, kind, model)
             self._log_recovery()
@@ -77,11 +75,6 @@ class App:
     async def stop(self) -> None:
         """Stop reading, make everything durable, let the acknowledgements go, close."""
         await self._stop_sources(list(self.sources))
-        if self._health_task is not None:
-            self._health_task.cancel()
-            self._health_task = None
-        if self._engine is not None:
-            asyncio.get_running_loop().remove_reader(self._engine.writer.health_fd)
         await self._resources.aclose()
 
     async def reload(self, config: Config) -> None:
@@ -164,29 +157,15 @@ class App:
             logger.error("the disk did not take everything in time; what is missing was not acknowledged")
         self._log_health()
 
-    def _watch_health(self) -> None:
-        """Log a stream's trouble when it begins and when it ends."""
-        engine = self.engine
-
-        def look() -> None:
-            engine.writer.clear_health()
-            self._log_health()
-
-        async def look_again() -> None:
-            while True:
-                await asyncio.sleep(HEALTH_INTERVAL_S)
-                self._log_health()
-
-        asyncio.get_running_loop().add_reader(engine.writer.health_fd, look)
-        self._health_task = asyncio.create_task(look_again(), name="gateway-health")
-
     def _log_health(self) -> None:
+        """Log a trouble when it begins and when it ends. On the keeper's thread, and once more when that has ended."""
         troubles = self.engine.troubles()
-        for stream, sentence in troubles.items():
-            if self._troubles.get(stream) != sentence:
-                logger.error(sentence, extra={"fields": {"stream": stream}})
-        for stream in self._troubles.keys() - troubles.keys():
-            logger.info("stream is well again", extra={"fields": {"stream": stream}})
+        for name, sentence in troubles.items():
+            if self._troubles.get(name) != sentence:
+                logger.error(sentence, extra={"fields": _concerned(name)})
+        for name in self._troubles.keys() - troubles.keys():
+            event = "the disk is well again" if name == DISK else "stream is well again"
+            logger.info(event, extra={"fields": _concerned(name)})
         self._troubles = troubles
 
     def _log_recovery(self) -> None:
@@ -209,10 +188,25 @@ class App:
                 )
 
     def _log_unapplied(self, config: Config) -> None:
-        """Only sources are applied while running; say so of the rest."""
-        for key in ("data", "site", "disk", "limits", "streams"):
+        """Sources and retention are applied while running; of the rest, say that it is not."""
+        for key in ("data", "site", "disk", "limits"):
             if getattr(config, key) != getattr(self.config, key):
                 logger.warning("[%s] changed; the change takes effect at the next start", key)
+        for name in sorted(config.streams.keys() | self.config.streams.keys()):
+            if _without_retention(config.stream(name)) != _without_retention(self.config.stream(name)):
+                logger.warning(
+                    "[streams] changed in more than retention; the rest takes effect at the next start",
+                    extra={"fields": {"stream": name}},
+                )
+
+
+def _concerned(name: str) -> dict[str, str]:
+    """The log's fields for a trouble's key."""
+    return {} if name == DISK else {"source": name, "stream": name}
+
+
+def _without_retention(settings: StreamConfig) -> StreamConfig:
+    return settings.model_copy(update={"retention": Retention()})
 
 
 def run(config: Config, *, log_format: str = "text", reload: Callable[[], Config] | None = None) -> int:
@@ -225,7 +219,7 @@ def run(config: Config, *, log_format: str = "text", reload: Callable[[], Config
 
 
 def _raise_descriptor_limit() -> None:
-    """As many descriptors as the system lets us have: each stream takes 4, each connection 1.
+    """As many descriptors as the system lets us have: each stream takes 6, each connection 1.
 
     The usual 1,024 are kept low for the sake of programs that use select(2), which the gateway does not.
     """

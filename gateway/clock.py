@@ -6,6 +6,7 @@ size an ``int`` of bytes. A bare number from a person is refused everywhere, bec
 
 from __future__ import annotations
 
+import ctypes
 import re
 import time
 from collections.abc import Callable
@@ -19,6 +20,11 @@ NS_PER_US = 1_000
 
 # Stamps are signed 64-bit nanoseconds: 1677 to 2262.
 STAMP_MIN, STAMP_MAX = -(2**63), 2**63 - 1
+
+# struct timex begins with modes (int), offset, freq, maxerror, esterror (long), status (int); with room to spare.
+_TIMEX_WORDS = 64
+_TIMEX_STATUS = 5 * ctypes.sizeof(ctypes.c_long)
+_STA_UNSYNC, _TIME_ERROR = 0x40, 5
 
 _DURATION_UNITS_NS = {
     "ns": 1,
@@ -64,6 +70,27 @@ def realtime_ns() -> int:
 def monotonic_ns() -> int:
     """A clock that only goes forward, in ns since some unspecified start: for waiting and measuring."""
     return time.monotonic_ns()
+
+
+def boottime_ns() -> int:
+    """As `monotonic_ns`, but it goes on while the machine is suspended: what a jump of the wall clock is told by."""
+    return time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+
+
+def is_synchronised() -> bool | None:
+    """Does the kernel call the wall clock synchronised (by NTP or PTP)? None where it cannot be asked.
+
+    Source: adjtimex(2). With modes = 0 nothing is changed, which needs no privilege.
+    """
+    timex = (ctypes.c_long * _TIMEX_WORDS)()
+    try:
+        state = ctypes.CDLL(None, use_errno=True).adjtimex(ctypes.byref(timex))
+    except (OSError, AttributeError):  # not Linux
+        return None
+    if state < 0:
+        return None
+    status = ctypes.cast(timex, ctypes.POINTER(ctypes.c_int))[_TIMEX_STATUS // ctypes.sizeof(ctypes.c_int)]
+    return state != _TIME_ERROR and not status & _STA_UNSYNC
 
 
 def parse_duration(text: object) -> int:

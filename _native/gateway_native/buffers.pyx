@@ -1,10 +1,30 @@
-"""The pool of batch buffers. See buffers.pxd."""
+"""The pool of batch buffers. See buffers.pxd.
+
+A batch is kept until it is durable, so what a buffer has beyond its batch is lost to all others for the length of a commit.
+Hence several sizes: a thousand partitions that get a few records each must not take 256 KiB for everyone.
+"""
 
 from libc.stdint cimport uint8_t
 from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcpy, memset
 
-from gateway_native.state cimport BATCH_BYTES, BATCH_BYTES_SMALL, Batch, BatchList, WriterState, pop_batch
+from gateway_native.state cimport (
+    BATCH_BYTES,
+    BATCH_BYTES_LEAST,
+    BATCH_SIZES,
+    Batch,
+    BatchList,
+    WriterState,
+    pop_batch,
+)
+
+
+cdef int size_for(size_t wanted) noexcept nogil:
+    """The smallest of the sizes that holds so many bytes, or the largest."""
+    cdef int size = 0
+    while size < BATCH_SIZES - 1 and (<size_t>BATCH_BYTES_LEAST << size) < wanted:
+        size += 1
+    return size
 
 
 cdef void free_buffer(WriterState* w, Batch* batch) noexcept nogil:
@@ -14,24 +34,26 @@ cdef void free_buffer(WriterState* w, Batch* batch) noexcept nogil:
 
 
 cdef bint free_spare(WriterState* w) noexcept nogil:
-    """Free one buffer that is kept for reuse. False: there is none."""
-    cdef Batch** spare = &w.free_batches if w.free_batches is not NULL else &w.free_small
-    cdef Batch* batch = spare[0]
-    if batch is NULL:
-        return False
-    spare[0] = batch.next
-    free_buffer(w, batch)
-    return True
+    """Free one buffer that is kept for reuse, a large one if there is one. False: there is none."""
+    cdef int size
+    cdef Batch* batch
+    for size in range(BATCH_SIZES - 1, -1, -1):
+        batch = w.free_batches[size]
+        if batch is not NULL:
+            w.free_batches[size] = batch.next
+            free_buffer(w, batch)
+            return True
+    return False
 
 
-cdef Batch* take_buffer(WriterState* w, size_t bytes_needed, bint small) noexcept nogil:
-    cdef Batch** spare = &w.free_small if small and bytes_needed <= BATCH_BYTES_SMALL else &w.free_batches
-    cdef size_t capacity = BATCH_BYTES_SMALL if spare == &w.free_small else BATCH_BYTES
-    cdef Batch* batch = spare[0]
+cdef Batch* take_buffer(WriterState* w, size_t bytes_needed, size_t expected) noexcept nogil:
+    cdef int size = size_for(bytes_needed if bytes_needed > expected else expected)
+    cdef size_t capacity = <size_t>BATCH_BYTES_LEAST << size
+    cdef Batch* batch = w.free_batches[size]
     if bytes_needed > capacity:
         capacity = bytes_needed
     elif batch is not NULL:
-        spare[0] = batch.next
+        w.free_batches[size] = batch.next
         batch.next = NULL
         batch.finished_bytes = 0
         batch.waiting_rings = 0
@@ -40,7 +62,7 @@ cdef Batch* take_buffer(WriterState* w, size_t bytes_needed, bint small) noexcep
         batch.begins_segment = batch.was_appended = False
         return batch
     while w.buffer_bytes + capacity > w.buffer_bytes_max and free_spare(w):
-        pass                        # spare buffers of another size make room
+        pass                        # spare buffers of other sizes make room
     if w.buffer_bytes and w.buffer_bytes + capacity > w.buffer_bytes_max:
         return NULL
     batch = <Batch*>calloc(1, sizeof(Batch))
@@ -58,33 +80,30 @@ cdef Batch* take_buffer(WriterState* w, size_t bytes_needed, bint small) noexcep
 cdef bint grow_buffer(WriterState* w, Batch* batch) noexcept nogil:
     cdef Batch* larger
     cdef uint8_t* data
-    if batch.capacity != BATCH_BYTES_SMALL:
+    cdef size_t capacity
+    if batch.capacity >= BATCH_BYTES:
         return False
-    larger = take_buffer(w, BATCH_BYTES, False)
+    larger = take_buffer(w, 2 * batch.capacity, 0)
     if larger is NULL:
         return False
     memcpy(larger.data, batch.data, batch.builder.length)
     # The buffers change places; the batch itself, to which others may point, stays.
-    data = batch.data
-    batch.data = larger.data
-    larger.data = data
-    batch.capacity = BATCH_BYTES
-    larger.capacity = BATCH_BYTES_SMALL
+    data, capacity = batch.data, batch.capacity
+    batch.data, batch.capacity = larger.data, larger.capacity
+    larger.data, larger.capacity = data, capacity
     batch.builder.data = batch.data
-    batch.builder.capacity = BATCH_BYTES
+    batch.builder.capacity = batch.capacity
     release_buffer(w, larger)
     return True
 
 
 cdef void release_buffer(WriterState* w, Batch* batch) noexcept nogil:
-    if batch.capacity == BATCH_BYTES:
-        batch.next = w.free_batches
-        w.free_batches = batch
-    elif batch.capacity == BATCH_BYTES_SMALL:
-        batch.next = w.free_small
-        w.free_small = batch
-    else:
+    cdef int size = size_for(batch.capacity)
+    if batch.capacity != <size_t>BATCH_BYTES_LEAST << size:
         free_buffer(w, batch)
+        return
+    batch.next = w.free_batches[size]
+    w.free_batches[size] = batch
 
 
 cdef void release_buffers(WriterState* w, BatchList* batches) noexcept nogil:

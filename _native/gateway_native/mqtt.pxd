@@ -61,7 +61,8 @@ cdef struct MqttAck:
     uint64_t sequence               # of the record, in (ring, partition)
     uint32_t partition
     uint16_t packet_id
-    uint8_t reason                  # 0: PUBACK once durable; else this reason code, as soon as it is its turn
+    uint8_t reason                  # 0: PUBACK once durable; else this reason code as soon as it is its turn, or
+                                    # REASON_DISCONNECT
 
 cdef struct MqttConnection:
     # Set by `open`, after CONNECT.
@@ -101,6 +102,7 @@ cdef struct MqttListener:
     uint64_t bytes                  # payload
     uint64_t unrouted               # publishes whose topic no route takes
     uint64_t acknowledged
+    uint64_t refused                # publishes whose record the full disk had no room for
     uint64_t pending                # acknowledgements not sent yet, all connections
     uint64_t stopped                # times a connection found the ring full
     # The last topic that had no route, for a log line.
@@ -135,6 +137,7 @@ cdef class Listener:
     cdef readonly uint64_t kept_bytes       # in buffers of connections' own
     cdef readonly uint64_t kept_bytes_max
     cdef readonly uint64_t tick             # counts calls of `advance`, about one a second
+    cdef void settle_refusals(self) noexcept
 
 
 cdef class Connection:
@@ -143,6 +146,7 @@ cdef class Connection:
     cdef public object write        # callable(bytes): how to send; None when there is no way
     cdef readonly bint closed
     cdef readonly bint blocked      # waits for room in the ring
+    cdef readonly bint refused      # its next acknowledgement never leaves, because the disk is full
     cdef readonly uint64_t seen     # tick at which something was last received
     cdef public uint64_t patience   # ticks without any byte until `overdue`; 0: for ever
     # A packet that is not whole yet, or all that came after the ring was full.

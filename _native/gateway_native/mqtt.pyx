@@ -8,11 +8,18 @@ from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcpy, memmove
 from posix.time cimport CLOCK_REALTIME, clock_gettime, timespec
 
-from gateway_native.mqtt_acks cimport acks_forget, acks_release, acks_unlist
+from gateway_native.mqtt_acks cimport (
+    ACKS_FINE,
+    ACKS_REFUSED,
+    acks_forget,
+    acks_mark_refused,
+    acks_release,
+    acks_unlist,
+)
 from gateway_native.mqtt_publish cimport fault, fault_of_topic, publish, variable_integer
 from gateway_native.mqtt_routes cimport MqttRoute, filter_matches, route_find
 from gateway_native.mqtt_text cimport TEXT_OK, text_check
-from gateway_native.ring cimport Ring, ring_publish
+from gateway_native.ring cimport Ring, ring_confirm_refusals, ring_publish, ring_refusals_pending
 
 cdef extern from "atomics.h" nogil:
     uint64_t gw_load_seq(const uint64_t*)
@@ -297,21 +304,33 @@ cdef class Listener:
         cdef MqttConnection* connection = self.state.waiting
         cdef MqttConnection* following
         cdef size_t size
-        cdef bint failed
+        cdef int trouble
+        self.settle_refusals()
         # First collect, then write: writing runs other code, which may close connections.
         while connection != NULL:
             following = connection.next
             owner = <Connection>connection.owner
-            size = acks_release(&self.state, connection, self.out, &failed)
+            size = acks_release(&self.state, connection, self.out, &trouble)
             if size:
                 writes.append((owner, PyBytes_FromStringAndSize(<const char*>self.out, size)))
-            if failed:
+            if trouble != ACKS_FINE:
+                (<Connection>owner).refused = trouble == ACKS_REFUSED
                 failures.append(owner)
             connection = following
         for owner, data in writes:
             if owner.write is not None:
                 owner.write(data)
         return failures
+
+    cdef void settle_refusals(self) noexcept:
+        """Before the writer takes records again of a stream whose disk was full, every refused publish gets its answer."""
+        cdef MqttConnection* connection = self.state.waiting
+        if not ring_refusals_pending(self.state.ring):
+            return
+        while connection != NULL:
+            acks_mark_refused(&self.state, connection)
+            connection = connection.next
+        ring_confirm_refusals(self.state.ring)
 
     @property
     def unrouted_topic(self) -> bytes:
@@ -325,6 +344,7 @@ cdef class Listener:
             "bytes": self.state.bytes,
             "unrouted": self.state.unrouted,
             "acknowledged": self.state.acknowledged,
+            "refused_full_disk": self.state.refused,
             "unacknowledged": self.state.pending,
             "stopped_for_room": self.state.stopped,
             "kept_bytes": self.kept_bytes,
@@ -449,13 +469,13 @@ cdef class Connection:
         """Send what waits for nobody: PINGRESP, and refusals whose turn it is."""
         cdef uint32_t pings = self.state.pings
         cdef size_t size
-        cdef bint failed
+        cdef int trouble
         self.state.pings = 0
         if pings and self.write is not None:
             self.write(b"\xd0\x00" * pings)
         if self.state.refused:
             self.state.refused = 0
-            size = acks_release(&self.listener.state, &self.state, self.listener.out, &failed)
+            size = acks_release(&self.listener.state, &self.state, self.listener.out, &trouble)
             if size and self.write is not None:
                 self.write(PyBytes_FromStringAndSize(<const char*>self.listener.out, size))
         return 0

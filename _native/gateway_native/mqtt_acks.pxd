@@ -9,7 +9,16 @@ from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy
 
 from gateway_native.mqtt cimport MqttAck, MqttConnection, MqttListener
-from gateway_native.ring cimport VERDICT_ACK, VERDICT_FAILED, ring_verdict
+from gateway_native.ring cimport VERDICT_ACK, VERDICT_FAILED, VERDICT_REFUSED, ring_verdict
+
+cdef enum:
+    # Why a connection's next acknowledgement never leaves.
+    ACKS_FINE = 0
+    ACKS_FAILED = 1                 # its stream has failed
+    ACKS_REFUSED = 2                # the disk is full, and MQTT 3.1.1 knows no way to say so
+
+    REASON_QUOTA_EXCEEDED = 0x97
+    REASON_DISCONNECT = 0xff        # our own: no packet, but the end of the connection
 
 cdef extern from "atomics.h" nogil:
     void gw_store_seq(uint64_t*, uint64_t)
@@ -85,21 +94,37 @@ cdef inline void acks_forget(MqttListener* listener, MqttConnection* connection,
         gw_store_seq(&listener.ring.ack_interest, 0)
 
 
+cdef inline void acks_mark_refused(MqttListener* listener, MqttConnection* connection) noexcept nogil:
+    """Settle the answer to every publish that was refused, wherever in the line it waits."""
+    cdef uint32_t mask = connection.acks_capacity - 1
+    cdef uint32_t i
+    cdef MqttAck* ack
+    for i in range(connection.acks_count):
+        ack = &connection.acks[(connection.acks_first + i) & mask]
+        if ack.reason == 0 and ring_verdict(listener.ring, ack.partition, ack.sequence) == VERDICT_REFUSED:
+            ack.reason = REASON_QUOTA_EXCEEDED if connection.version == 5 else REASON_DISCONNECT
+            listener.refused += 1
+
+
 cdef inline size_t acks_release(
-    MqttListener* listener, MqttConnection* connection, uint8_t* to, bint* failed,
+    MqttListener* listener, MqttConnection* connection, uint8_t* to, int* trouble,
 ) noexcept nogil:
+    """Write what may leave to `to` and return its size; `trouble` is one of ACKS_*."""
     cdef uint8_t* begin = to
     cdef uint32_t mask = connection.acks_capacity - 1
     cdef uint32_t count = 0
     cdef MqttAck* ack
     cdef int verdict
-    failed[0] = False
+    trouble[0] = ACKS_FINE
     while count < connection.acks_count:
         ack = &connection.acks[(connection.acks_first + count) & mask]
+        if ack.reason == REASON_DISCONNECT:
+            trouble[0] = ACKS_REFUSED
+            break
         if ack.reason == 0:
             verdict = ring_verdict(listener.ring, ack.partition, ack.sequence)
             if verdict != VERDICT_ACK:
-                failed[0] = verdict == VERDICT_FAILED
+                trouble[0] = ACKS_FAILED if verdict == VERDICT_FAILED else ACKS_FINE
                 break
         to[0] = 0x40                        # PUBACK
         to[1] = 2

@@ -25,7 +25,6 @@ from gateway_native.rolling cimport create_segment, mark_appended, seal_at_durab
 from gateway_native.segment cimport active_append, active_flush_indexes, active_has_room, active_make_room
 from gateway_native.state cimport (
     BATCH_BYTES,
-    BATCH_BYTES_SMALL,
     MARK_SYNC_BYTES,
     RINGS_MAX,
     Batch,
@@ -263,7 +262,7 @@ cdef bint take_gap(WriterState* w, Partition* p, uint64_t ring_index, RingSlot* 
     cdef uint64_t before = p.drained[ring_index]
     cdef bint appended
     p.open = take_buffer(
-        w, BATCH_HEADER_BYTES + record_bytes_max(slot.key_bytes, slot.value_bytes, slot.headers_bytes), True)
+        w, BATCH_HEADER_BYTES + record_bytes_max(slot.key_bytes, slot.value_bytes, slot.headers_bytes), 0)
     if p.open is NULL:
         return False
     timestamp = timestamp if timestamp > p.last_timestamp else p.last_timestamp
@@ -273,7 +272,7 @@ cdef bint take_gap(WriterState* w, Partition* p, uint64_t ring_index, RingSlot* 
     p.next_offset += 1
     p.last_timestamp = timestamp
     p.drained[ring_index] = slot.sequence
-    w.reserve_bytes = 0
+    w.reserve_bytes = -1
     appended = append_open_batch(w, p)
     w.reserve_bytes = reserve
     if not appended:
@@ -336,7 +335,7 @@ cdef void finish_batch(Partition* p) noexcept nogil:
     batch.begins_segment = p.roll
     p.roll = False
     p.pending_bytes += batch.capacity
-    p.small_batches = batch.finished_bytes <= BATCH_BYTES_SMALL // 2
+    p.batch_bytes = batch.finished_bytes
     push_batch(&p.pending, batch)
     p.open = NULL
 
@@ -384,6 +383,8 @@ cdef bint append_pending(WriterState* w, Partition* p) noexcept nogil:
         failed = append_batch(w, p, p.pending.first, &step)
         if is_full_disk(failed):
             set_full_disk(w, p, failed)
+            if p.refuse_when_full:
+                out_of_patience(w, p)
             return False
         if failed:
             return begin_rewrite(w, p, failed, step)

@@ -45,7 +45,7 @@ cdef int active_create(StorageOps* ops, Active* segment, const char* directory, 
 # Open an existing segment; the caller sets its state (position, index lengths…) from recovery before the first append.
 cdef int active_open(StorageOps* ops, Active* segment, const char* directory, int64_t base_offset) noexcept nogil
 # Append one finished batch. On failure nothing changed that a later attempt would not do again. -ENOSPC also when so
-# little would be left on the disk that `reserve_bytes` of it were touched.
+# little would be left on the disk that `reserve_bytes` of it were touched. -1: all of it may be used, but only as needed.
 cdef int active_append(
     StorageOps* ops, Active* segment, const uint8_t* batch, int64_t size, int64_t last_offset, int64_t max_timestamp,
     int64_t segment_bytes, int64_t reserve_bytes,

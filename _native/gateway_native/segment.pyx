@@ -140,7 +140,7 @@ cdef int active_make_room(
     step = ALLOCATE_STEP_BYTES if step > ALLOCATE_STEP_BYTES else step
     upto = segment.log.allocated + step
     upto = segment_bytes if upto > segment_bytes else upto
-    upto = needed if upto < needed else upto
+    upto = needed if upto < needed or reserve_bytes < 0 else upto
     failed = allocate(ops, segment, upto, segment_bytes, reserve_bytes)
     if failed and upto > needed:
         failed = allocate(ops, segment, needed, segment_bytes, reserve_bytes)   # the last blocks of a full disk

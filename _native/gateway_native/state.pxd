@@ -15,7 +15,8 @@ from gateway_native.watermark cimport WatermarkFields
 cdef enum:
     RINGS_MAX = 17                  # producing threads, the gateway's own among them
     BATCH_BYTES = 262144            # a batch closes here; a larger record has one of its own
-    BATCH_BYTES_SMALL = 16384       # buffers of partitions that fill little between two commits
+    BATCH_BYTES_LEAST = 16384       # the smallest buffer; each size is twice the one before, up to BATCH_BYTES
+    BATCH_SIZES = 5
     DRAIN_BYTES = 262144            # taken from one ring before the next has its turn
     MARK_SYNC_BYTES = 67108864      # the recovery point is synced when the segment has grown by this much
 
@@ -40,7 +41,7 @@ cdef enum:
 cdef struct Batch:                  # one batch buffer from the bounded pool
     BatchBuilder builder
     uint8_t* data
-    size_t capacity                 # BATCH_BYTES_SMALL, BATCH_BYTES, or what one large record needs
+    size_t capacity                 # one of the sizes, or what one large record needs
     size_t finished_bytes           # 0 while open
     uint64_t sequences[RINGS_MAX]   # once finished: the last sequence of each ring in it or before it
     uint32_t waiting_rings          # bit per ring: it holds a record whose sender waits for an acknowledgement
@@ -100,7 +101,7 @@ cdef struct Partition:
     bint in_commit                  # part of the commit under way
     bint roll                       # the open batch, or the next one, begins a new segment: the clock stepped
     bint clock_record               # … and that batch begins with a clock record
-    bint small_batches              # its last batch was small: the next buffer is too
+    size_t batch_bytes              # its last batch: the next one gets a buffer for as much
     int rewrite_errno               # what made `rewriting`
     uint64_t rewrite_step
     uint64_t full_since_ns
@@ -168,8 +169,7 @@ cdef struct WriterState:
     int64_t reserve_bytes           # of the disk, never filled with records
     uint64_t syncfs_files           # from so many dirty files on, one syncfs instead; 0: never
     # Batch buffers.
-    Batch* free_batches
-    Batch* free_small
+    Batch* free_batches[BATCH_SIZES]    # by size
     uint64_t buffer_bytes_max
     uint64_t buffer_bytes
     bint starved
@@ -183,7 +183,7 @@ cdef struct WriterState:
     Partition* dirty
     uint64_t dirty_linger_ns
     uint64_t dirty_bytes
-    bint dirty_wants_ack
+    uint64_t dirty_waiting          # records since the last commit whose senders wait
     uint64_t last_arrival_ns
     uint64_t last_commit_ns
     uint64_t full_partitions        # with `full_disk`

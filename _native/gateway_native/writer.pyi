@@ -11,6 +11,7 @@ class ManualClock:
     realtime_ns: int
 
 class Writer:
+    reserve_bytes: int
     def __new__(
         cls,
         storage: str | StorageTable = "pwrite",

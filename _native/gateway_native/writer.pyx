@@ -103,8 +103,10 @@ cdef enum:
     NS_PER_S = 1000000000
     # Those who wait for acknowledgements fall silent when all of them wait: then commit at once, …
     QUIET_NS = 150000
-    # … unless more spacing than usual was asked for, to spare the disk.
+    # … unless more spacing than usual was asked for, to spare the disk, or so many wait that the spacing holds up nobody:
+    # they get 25,000 acknowledgements a second with it.
     QUIET_LINGER_NS_MAX = 5000000
+    QUIET_WAITING_MAX = 128
     # Where nobody waits for an acknowledgement, few bytes may wait this long for company.
     RELAXED_SPACING_NS = 100000000
     RELAXED_BYTES = 1048576
@@ -153,12 +155,13 @@ cdef int open_batch(WriterState* w, Partition* p, RingSlot* slot) noexcept nogil
         if not (slot.flags & SLOT_KEYFRAME and p.open.builder.count > 0):
             if p.open.builder.length + most <= p.open.capacity:
                 return 1
-            if grow_buffer(w, p.open) and p.open.builder.length + most <= p.open.capacity:
-                return 1
+            while grow_buffer(w, p.open):
+                if p.open.builder.length + most <= p.open.capacity:
+                    return 1
         append_open_batch(w, p)
         if gw_load_relaxed(&p.failed):
             return -1
-    p.open = take_buffer(w, BATCH_HEADER_BYTES + most, p.small_batches)
+    p.open = take_buffer(w, BATCH_HEADER_BYTES + most, p.batch_bytes)
     if p.open is NULL:
         w.starved = True
         return 0
@@ -251,7 +254,7 @@ cdef bint take_record(WriterState* w, uint64_t ring_index, RingSlot* slot) noexc
     mark_dirty(w, p)
     if slot.flags & (SLOT_WANTS_ACK | SLOT_GAP):
         p.open.waiting_rings |= <uint32_t>1 << ring_index
-        w.dirty_wants_ack = True
+        w.dirty_waiting += 1
     if p.ack_memory:
         gw_store_release(&w.rings[ring_index].acked[p.index], slot.sequence)
         w.rings_to_notify = True
@@ -359,7 +362,7 @@ cdef void start_commit(WriterState* w, uint64_t now) noexcept nogil:
             mark_dirty(w, p)
         p = following
     w.dirty_bytes = 0
-    w.dirty_wants_ack = False
+    w.dirty_waiting = 0
     w.last_commit_ns = now
     if w.commit_list is not NULL:
         bump(&w.commits, 1)
@@ -389,9 +392,9 @@ cdef uint64_t commit_due(WriterState* w) noexcept nogil:
     if w.starved or gw_load_relaxed(&w.flush_wanted) != gw_load_relaxed(&w.flush_done) \
             or gw_load_relaxed(&w.stopping):
         return 0
-    if w.dirty_wants_ack:
+    if w.dirty_waiting:
         due = w.last_commit_ns + linger
-        if linger > QUIET_LINGER_NS_MAX:
+        if linger > QUIET_LINGER_NS_MAX or w.dirty_waiting > QUIET_WAITING_MAX:
             return due
         return due if due < w.last_arrival_ns + QUIET_NS else w.last_arrival_ns + QUIET_NS
     if w.dirty_bytes < RELAXED_BYTES and linger < RELAXED_SPACING_NS:
@@ -680,6 +683,15 @@ cdef class Writer:
         return self.table.name
 
     @property
+    def reserve_bytes(self) -> int:
+        """Bytes of the disk that records may not use; may be changed at any time."""
+        return self.state.reserve_bytes
+
+    @reserve_bytes.setter
+    def reserve_bytes(self, int64_t value):
+        self.state.reserve_bytes = value
+
+    @property
     def health_fd(self) -> int:
         """Readable when a partition failed, ran out of disk or found room again, or the clock stepped."""
         return self.state.health_fd
@@ -744,7 +756,6 @@ cdef class Writer:
         p.epoch = epoch
         p.next_offset = p.appended_offset = next_offset
         p.last_timestamp = p.appended_timestamp = last_timestamp
-        p.small_batches = True
         p.manifest_bytes = 0 if segment_base < 0 else manifest_bytes
         p.durable_offset = p.log_end_offset = <uint64_t>next_offset
         p.durable.epoch = epoch

@@ -1,4 +1,4 @@
-"""``gateway config check``: what is wrong with a configuration, what it adds up to, what it does not do yet."""
+"""``gateway config check``: what is wrong with a configuration, what it adds up to, what the disk will hold."""
 
 from __future__ import annotations
 
@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from gateway.clock import format_duration, format_size
+from gateway.clock import format_duration, format_size, is_synchronised
 from gateway.commands.common import DEFAULT_CONFIG, command_with_examples, json_option, print_json, print_table, say
 from gateway.errors import ConfigError
 
 if TYPE_CHECKING:
     from gateway.config import Config
+    from gateway.ingest.disk import DiskPlan
 
 
 @click.group("config")
@@ -26,27 +27,35 @@ def command() -> None:
     """
     gateway config check
     gateway config check -c /etc/gateway/gateway.toml --json
+    gateway config check --forecast
     """,
 )
 @click.option(
     "-c", "--config", "path", metavar="FILE", type=click.Path(path_type=Path), default=DEFAULT_CONFIG, show_default=True
 )
+@click.option("--forecast", is_flag=True, help="Also what the disk will hold, from what is recorded already.")
 @json_option
-def check(path: Path, as_json: bool) -> None:
+def check(path: Path, forecast: bool, as_json: bool) -> None:
     """Check a configuration without starting anything: mistakes (exit code 3), warnings, limits and sums."""
-    from gateway.config import load, not_applied, warnings
+    from gateway.config import load, warnings
+    from gateway.ingest import limits
+    from gateway.ingest.disk import DiskPlan
 
     config = load(path)
-    report = {
+    limits.check(config)
+    data = data_report(config)
+    plan = DiskPlan(data["total_bytes"], data["reserve_bytes"], data["headroom_bytes"])
+    report: dict[str, Any] = {
         "file": str(path),
         "site": {"name": config.site.name, "timezone": config.site.timezone},
-        "data": data_report(config),
+        "data": data,
         "sources": [_source(name, source) for name, source in config.sources().items()],
-        "streams": {name: _stream(config, name) for name in _stream_names(config)},
+        "streams": {name: _stream(config, name, plan) for name in _stream_names(config)},
         "limits": limits_report(config),
-        "warnings": warnings(config),
-        "not_applied": not_applied(config),
+        "warnings": [*warnings(config), *_clock_warnings(config)],
     }
+    if forecast:
+        report["forecast"] = _forecast(config)
     if as_json:
         print_json(report)
         return
@@ -57,10 +66,10 @@ command.add_command(check)
 
 
 def data_report(config: Config) -> dict[str, Any]:
-    """The file system that will hold the data, how it is written, and what is free on it."""
-    import shutil
-
+    """The file system that will hold the data, how it is written, how it is divided, and what is free on it."""
     from gateway_native.storage import filesystem
+
+    from gateway.ingest import disk
 
     directory = config.data
     existing = next((parent for parent in (directory, *directory.parents) if parent.is_dir()), Path("/"))
@@ -70,29 +79,68 @@ def data_report(config: Config) -> dict[str, Any]:
             f'disk.append: "mapped" needs preallocated blocks that stay, which {kind} (of {existing}) does not '
             'promise; use "pwrite".'
         )
+    space = disk.space(existing)
+    plan = disk.plan(config, space.total_bytes)
     return {
         "directory": str(directory),
         "exists": directory.is_dir(),
         "filesystem": kind,
         "append": config.disk.append,
         "preallocation_holds": preallocation_holds,
-        "free_bytes": shutil.disk_usage(existing).free,
+        "total_bytes": space.total_bytes,
+        "free_bytes": space.free_bytes,
+        "reserve_bytes": plan.reserve_bytes,
+        "headroom_bytes": plan.headroom_bytes,
+        "syncfs_files": disk.syncfs_files(config),
     }
 
 
-def limits_report(config: Config) -> dict[str, int]:
-    """Every bound, and the memory that they add up to."""
-    limits = config.limits
-    # A ring for each listener and each subscriber; the cameras share one.
-    rings = len(config.mqtt.listeners) + len(config.mqtt.subscribers) + bool(config.cameras)
+def limits_report(config: Config) -> dict[str, Any]:
+    """Every bound, and what they add up to."""
+    from gateway.ingest import limits
+
+    rings = limits.rings(config)
     return {
-        "max_streams": limits.max_streams,
-        "record_bytes_max": limits.record_bytes_max,
+        "max_streams": config.limits.max_streams,
+        "record_bytes_max": config.limits.record_bytes_max,
         "rings": rings,
-        "ring_bytes": limits.ring_bytes,
-        "buffer_bytes": limits.buffer_bytes,
-        "memory_bytes_max": rings * limits.ring_bytes + limits.buffer_bytes,
+        "ring_bytes": config.limits.ring_bytes,
+        "buffer_bytes": config.limits.buffer_bytes,
+        "memory_bytes_max": rings * config.limits.ring_bytes + config.limits.buffer_bytes,
         "connections_max": sum(listener.connections_max for listener in config.mqtt.listeners.values()),
+        "sums": [one._asdict() for one in limits.sums(config)],
+    }
+
+
+def _clock_warnings(config: Config) -> list[str]:
+    """Retention by age waits for a clock that the kernel calls synchronised: say so where it does not now."""
+    aged = sorted(name for name, stream in config.streams.items() if stream.retention.age_ns is not None)
+    if not aged or config.site.clock == "trusted" or is_synchronised():
+        return []
+    return [
+        (
+            f"streams.{aged[0]}.retention: waits, as far as it is by age, while the kernel calls the clock unsynchronised, "
+            f'as it does now; where no NTP runs, [site] clock = "trusted" says that the clock is right'
+        )
+    ]
+
+
+def _forecast(config: Config) -> dict[str, Any]:
+    """What the disk will hold, at the rates of what is recorded already."""
+    import gateway
+    from gateway.commands.rates import days_until_full, growth
+    from gateway.ingest import disk
+
+    if not config.data.is_dir():
+        return {"streams": {}, "days_until_full": None}
+    log = gateway.open(config.data)
+    found = {name: growth(log[name].describe(), config.stream(name).retention) for name in log.streams()}
+    space = disk.space(config.data)
+    room_bytes = space.free_bytes - disk.plan(config, space.total_bytes).free_wanted_bytes
+    return {
+        "streams": {name: one._asdict() for name, one in found.items()},
+        "room_bytes": room_bytes,
+        "days_until_full": days_until_full(found.values(), room_bytes),
     }
 
 
@@ -112,18 +160,21 @@ def _stream_names(config: Config) -> list[str]:
     return list(dict.fromkeys([*written, *config.streams]))
 
 
-def _stream(config: Config, name: str) -> dict[str, Any]:
+def _stream(config: Config, name: str, plan: DiskPlan) -> dict[str, Any]:
     stream = config.stream(name)
     return {
         "ack": stream.ack,
         "linger_ns": stream.linger_ns,
-        "segment_bytes": stream.segment_bytes,
+        "segment_bytes": plan.segment_bytes(stream),
         "segment_age_ns": stream.segment_age_ns,
         "retention": str(stream.retention),
+        "when_full": stream.when_full,
     }
 
 
 def _print(report: dict[str, Any]) -> None:
+    from gateway.ingest.limits import Sum
+
     data, limits = report["data"], report["limits"]
     new = "" if data["exists"] else ", not there yet"
     click.echo(f"site      {report['site']['name']}, {report['site']['timezone']}")
@@ -131,10 +182,14 @@ def _print(report: dict[str, Any]) -> None:
         f"data      {data['directory']} on {data['filesystem']}, append by {data['append']}, "
         f"{format_size(data['free_bytes'])} free{new}"
     )
+    headroom, reserve = data["headroom_bytes"], data["reserve_bytes"]
     click.echo(
-        f"memory    at most {format_size(limits['memory_bytes_max'])}: {limits['rings']} ring(s) of "
-        f"{format_size(limits['ring_bytes'])} + {format_size(limits['buffer_bytes'])} of buffers"
+        f"disk      {format_size(data['total_bytes'])}; the oldest segments go when less than "
+        f"{format_size(headroom + reserve)} is free: {format_size(headroom)} of headroom + {format_size(reserve)} of "
+        "reserve, which is never filled"
     )
+    for one in limits["sums"]:
+        click.echo(f"{'needs':<10}{Sum(**one)}")
     click.echo(
         f"limits    {limits['max_streams']:,} streams, {limits['connections_max']:,} connections, "
         f"records up to {format_size(limits['record_bytes_max'])}"
@@ -145,11 +200,13 @@ def _print(report: dict[str, Any]) -> None:
         print_table([("SOURCE", "KIND", "AT", "STREAMS"), *rows])
     if report["streams"]:
         click.echo()
-        print_table([("STREAM", "ACK", "LINGER", "SEGMENT", "SEALED AFTER", "KEEPS"), *_stream_rows(report["streams"])])
+        heading = ("STREAM", "ACK", "LINGER", "SEGMENT", "SEALED AFTER", "KEEPS", "WHEN FULL")
+        print_table([heading, *_stream_rows(report["streams"])])
+    if "forecast" in report:
+        click.echo()
+        _print_forecast(report["forecast"])
     for sentence in report["warnings"]:
         say(f"warning: {sentence}")
-    for key in report["not_applied"]:
-        say(f"not applied in this version: {key}")
     click.echo()
     click.echo(f"{report['file']} is sound.")
 
@@ -163,6 +220,30 @@ def _stream_rows(streams: dict[str, Any]) -> list[tuple[str, ...]]:
             format_size(stream["segment_bytes"]),
             format_duration(stream["segment_age_ns"]),
             stream["retention"],
+            stream["when_full"],
         )
         for name, stream in streams.items()
     ]
+
+
+def _print_forecast(forecast: dict[str, Any]) -> None:
+    from gateway.commands.rates import rate
+
+    if not forecast["streams"]:
+        click.echo("forecast  nothing is recorded yet")
+        return
+    rows = [
+        (
+            name,
+            format_size(one["bytes"]),
+            rate(one["bytes_per_day"]),
+            rate(one["bytes_max"]),
+        )
+        for name, one in forecast["streams"].items()
+    ]
+    print_table([("STREAM", "HOLDS", "BYTES/DAY", "WILL HOLD"), *rows], right=(1, 2, 3))
+    days = forecast["days_until_full"]
+    if days is None:
+        click.echo("forecast  at these rates the disk does not fill up")
+    else:
+        click.echo(f"forecast  at these rates retention begins to delete the oldest segments after {days:,.1f} days")

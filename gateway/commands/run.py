@@ -38,13 +38,11 @@ def command(path: Path, log_format: str, verbose: bool) -> int:
     import logging
 
     from gateway import app, logs
-    from gateway.config import load, not_applied, warnings
+    from gateway.config import load, warnings
 
     config = load(path)
     logs.configure("json" if log_format == "json" else "text", level=logging.DEBUG if verbose else logging.INFO)
     logger = logging.getLogger("gateway.config")
     for sentence in warnings(config):
         logger.warning("configuration", extra={"fields": {"warning": sentence}})
-    for key in not_applied(config):
-        logger.warning("key has no effect in this version", extra={"fields": {"key": key}})
     return app.run(config, log_format=log_format, reload=lambda: load(path))

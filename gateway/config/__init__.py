@@ -17,7 +17,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from gateway.config.checks import not_applied, overlaps, warnings
+from gateway.config.checks import overlaps, warnings
 from gateway.config.explain import explain
 from gateway.config.files import Sources, read_dict, read_file
 from gateway.config.model import (
@@ -55,7 +55,6 @@ __all__ = [
     "data_directory",
     "from_dict",
     "load",
-    "not_applied",
     "split_bind",
     "warnings",
 ]

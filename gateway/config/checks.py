@@ -31,18 +31,6 @@ def warnings(config: Config) -> list[str]:
     return [f"{dotted(path)}: {text}" for path, text in _warnings(config)]
 
 
-def not_applied(config: Config) -> list[str]:
-    """Keys that are set and checked but have no effect in this version, as dotted names."""
-    keys = ["disk.reserve"] if "reserve_bytes" in config.disk.model_fields_set else []
-    fields = ("retention", "when_full")
-    return keys + [
-        dotted(("streams", name, field))
-        for name, stream in config.streams.items()
-        for field in fields
-        if field in stream.model_fields_set
-    ]
-
-
 def _named(config: Config) -> Iterator[tuple[tuple[str, ...], ListenerConfig | SubscriberConfig | CameraConfig]]:
     for name, listener in config.mqtt.listeners.items():
         yield ("mqtt", "listeners", name), listener
@@ -155,18 +143,10 @@ def _limits(config: Config) -> Iterator[Problem]:
         yield ("limits", "ring"), "must be a power of two, such as 32MiB, 64MiB or 128MiB"
     elif ring < 4 * record and "ring_bytes" in config.limits.model_fields_set:
         yield ("limits", "ring"), f"must be at least four times the largest record ({record} bytes)"
-    named = _written_streams(config) | config.streams.keys()
+    named = config.written_streams() | config.streams.keys()
     if len(named) > config.limits.max_streams:
         text = f"is {config.limits.max_streams}, but the configuration names {len(named)} streams"
         yield ("limits", "max_streams"), text
-
-
-def _written_streams(config: Config) -> set[str]:
-    streams = {camera.stream for camera in config.cameras.values()}
-    for _, source in _named(config):
-        if not isinstance(source, CameraConfig):
-            streams |= {route.stream for route in source.routes}
-    return streams
 
 
 def _warnings(config: Config) -> Iterator[Problem]:
@@ -177,7 +157,7 @@ def _warnings(config: Config) -> Iterator[Problem]:
 
 
 def _stream_warnings(config: Config) -> Iterator[Problem]:
-    written = _written_streams(config)
+    written = config.written_streams()
     for name in config.streams:
         if name not in written:
             near = difflib.get_close_matches(name, written, 1, 0.7)

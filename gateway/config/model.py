@@ -146,10 +146,12 @@ class Section(BaseModel):
 
 
 class SiteConfig(Section):
-    """``[site]``: what this place is called, and the zone in which times without one are meant."""
+    """``[site]``: what this place is called, the zone in which times without one are meant, and who sets the clock."""
 
     name: Name = "gateway"
     timezone: Annotated[str, AfterValidator(_check_timezone)] = "UTC"
+    # "ntp": retention by age waits while the kernel calls the clock unsynchronised. "trusted": it never does.
+    clock: Literal["ntp", "trusted"] = "ntp"
 
     @property
     def zone(self) -> ZoneInfo:
@@ -159,8 +161,11 @@ class SiteConfig(Section):
 class DiskConfig(Section):
     """``[disk]``: how the data directory's file system is used, and what of it is never filled."""
 
-    reserve_bytes: SizeBytes = Field(default=2 * GIB, alias="reserve")
+    # None: 2 GiB, or a twentieth of a smaller file system.
+    reserve_bytes: SizeBytes | None = Field(default=None, alias="reserve")
     append: Literal["pwrite", "mapped"] = "pwrite"  # how segments grow; bench/ compares the two
+    # One syncfs(2) for many dirty streams: "auto" where the data directory has a file system of its own.
+    syncfs: Literal["auto", "always", "never"] = "auto"
 
 
 class LimitsConfig(Section):
@@ -343,3 +348,12 @@ class Config(Section):
     def sources(self) -> dict[str, ListenerConfig | SubscriberConfig | CameraConfig]:
         """All sources by name, in the order of the file's sections."""
         return {**self.mqtt.listeners, **self.mqtt.subscribers, **self.cameras}
+
+    def written_streams(self) -> set[str]:
+        """The streams that sources record in; only these are ever open."""
+        streams = {camera.stream for camera in self.cameras.values()}
+        for listener in self.mqtt.listeners.values():
+            streams |= {route.stream for route in listener.routes}
+        for subscriber in self.mqtt.subscribers.values():
+            streams |= {route.stream for route in subscriber.routes}
+        return streams

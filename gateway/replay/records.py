@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from gateway.errors import DamageWarning
+from gateway.log.gap import CLOCK_HEADER, GAP_HEADER, ClockStep, Gap, parse_clock, parse_gap
 
 if TYPE_CHECKING:
     from gateway_native.batch import Row, Selection
@@ -56,6 +58,26 @@ class Record:
             if found == name:
                 return value
         return None
+
+    @property
+    def gap(self) -> Gap | None:
+        """What was lost here, if this is not a record of a source but the gateway's own about a loss."""
+        value = self._own(GAP_HEADER)
+        with contextlib.suppress(ValueError):  # perhaps a newer version's
+            return parse_gap(value) if value is not None else None
+        return None
+
+    @property
+    def clock_step(self) -> ClockStep | None:
+        """How the clock stepped here, if this is the gateway's own record about that."""
+        value = self._own(CLOCK_HEADER)
+        with contextlib.suppress(ValueError):
+            return parse_clock(value) if value is not None else None
+        return None
+
+    def _own(self, name: str) -> bytes | None:
+        """A header of the gateway's own records, which have neither key nor value."""
+        return self.header(name) if self.key is None and self.value is None else None
 
 
 class GapReport:

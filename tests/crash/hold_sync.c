@@ -4,6 +4,7 @@
  *     p   pass the call on
  *     h   hold it until the byte changes, then do what it then says
  *     f   fail with EIO, syncing nothing
+ *     o   the same for one fdatasync of a segment's log; then pass everything on
  * Each call is a line in the file that GATEWAY_SYNC_JOURNAL names: its end (CLOCK_REALTIME, ns), its name, its result,
  * and the path of what was synced. */
 #define _GNU_SOURCE
@@ -54,13 +55,32 @@ static void journal(const char *name, int fd, int result)
     }
 }
 
+static int is_log(int fd)
+{
+    char link[64], target[4096];
+    ssize_t length;
+    snprintf(link, sizeof link, "/proc/self/fd/%d", fd);
+    length = fd >= 0 ? readlink(link, target, sizeof target - 1) : -1;
+    return length > 4 && memcmp(target + length - 4, ".log", 4) == 0;
+}
+
+static void pass_from_now_on(void)
+{
+    int fd = open(getenv("GATEWAY_SYNC_CONTROL"), O_WRONLY | O_CLOEXEC);
+    if (fd < 0 || write(fd, "p", 1) != 1)
+        abort();
+    close(fd);
+}
+
 /* 0: go on with the call; -1: fail it, errno is set. */
-static int gate(void)
+static int gate(int fd)
 {
     char what;
     while ((what = wanted()) == 'h')
         usleep(5000);
-    if (what != 'f')
+    if (what == 'o' && is_log(fd))
+        pass_from_now_on();
+    else if (what != 'f')
         return 0;
     errno = EIO;
     return -1;
@@ -73,7 +93,7 @@ static int gate(void)
         int result;                                                                                                    \
         if (!real)                                                                                                     \
             real = (int (*)(int))dlsym(RTLD_NEXT, #name);                                                              \
-        result = gate() ? -1 : real(fd);                                                                               \
+        result = gate(fd) ? -1 : real(fd);                                                                               \
         int error = errno;                                                                                             \
         journal(#name, fd, result);                                                                                    \
         errno = error;                                                                                                 \
@@ -89,7 +109,7 @@ int msync(void *address, size_t length, int flags)
     static int (*real)(void *, size_t, int);
     if (!real)
         real = (int (*)(void *, size_t, int))dlsym(RTLD_NEXT, "msync");
-    int result = gate() ? -1 : real(address, length, flags);
+    int result = gate(-1) ? -1 : real(address, length, flags);
     journal("msync", -1, result);
     return result;
 }
@@ -99,10 +119,10 @@ int sync_file_range(int fd, off64_t offset, off64_t length, unsigned int flags)
     static int (*real)(int, off64_t, off64_t, unsigned int);
     if (!real)
         real = (int (*)(int, off64_t, off64_t, unsigned int))dlsym(RTLD_NEXT, "sync_file_range");
-    return gate() ? -1 : real(fd, offset, length, flags);
+    return gate(fd) ? -1 : real(fd, offset, length, flags);
 }
 
 void sync(void)
 {
-    gate();
+    gate(-1);
 }

@@ -50,6 +50,12 @@ class Disk:
     def fails(self) -> None:
         self._control.write_bytes(b"f")
 
+    def fails_once(self) -> None:
+        self._control.write_bytes(b"o")
+
+    def passes_again(self) -> bool:
+        return self._control.read_bytes() == b"p"
+
     def synced(self) -> list[tuple[int, str]]:
         """When (ns), and what: the data of which files was synced without an error."""
         found = []
@@ -174,6 +180,32 @@ def test_when_syncs_fail_no_acknowledgement_ever_leaves(process: GatewayProcess,
     assert seen_by_another_process(process.data) == 1
     assert "failed while syncing" in process.log
     assert process.end() == 0
+
+
+def test_when_one_sync_fails_the_records_go_to_a_new_segment_and_are_acknowledged(
+    process: GatewayProcess, disk: Disk
+) -> None:
+    """A sync fails once: what it spoke of is written again elsewhere, acknowledged after that, and there once."""
+    with connect(process.port) as connection:
+        for packet_id in range(1, 31):
+            if packet_id % 10 == 0:
+                disk.fails_once()
+            publish(connection, packet_id, b"%d" % packet_id)
+            assert connection.recv(64) == b"\x40\x02" + packet_id.to_bytes(2, "big")
+            assert disk.passes_again(), "no sync stood between the publish and its acknowledgement"
+    assert process.end() == 0
+    rows = list(gateway.open(process.data)["telemetry"].read().rows())
+    assert [(row[0], row[3]) for row in rows] == [(number, b"%d" % (number + 1)) for number in range(30)]
+    segments = sorted(path.name for path in (process.data / "telemetry-0").glob("*.log"))
+    assert segments == [f"{base:020d}.log" for base in (0, 9, 19, 29)]
+    verified = subprocess.run(
+        [sys.executable, "-m", "gateway.cli", "verify", "--deep", "--data", str(process.data)],
+        capture_output=True,
+        text=True,
+        env=environment(),
+        check=False,
+    )
+    assert verified.returncode == 0, verified.stdout + verified.stderr
 
 
 def test_each_acknowledgement_follows_a_sync_of_the_segment_it_is_in(process: GatewayProcess, disk: Disk) -> None:

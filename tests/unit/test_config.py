@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.config import Config, data_directory, from_dict, load, not_applied, warnings
+from gateway.config import Config, data_directory, from_dict, load, warnings
 from gateway.errors import ConfigError
 
 MINUTE_NS = 60_000_000_000
@@ -326,18 +326,6 @@ def test_the_data_directory_is_found_without_secrets(write: Any, tmp_path: Path)
     assert data_directory(write(FULL)) == tmp_path / "data"
     with pytest.raises(ConfigError, match="data"):
         data_directory(write("[site]\n"))
-
-
-def test_keys_without_effect_are_listed(write: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is accepted but not applied yet is said, and only when it is set."""
-    monkeypatch.setenv("TEST_GATE_PASSWORD", "x")
-    write("x", "secret")
-    assert not_applied(load(write(FULL))) == [
-        "disk.reserve",
-        "streams.telemetry.retention",
-        "streams.telemetry.when_full",
-    ]
-    assert not_applied(from_dict({"data": "d"})) == []
 
 
 @pytest.mark.parametrize(

@@ -11,13 +11,29 @@ from gateway_native import watermark
 from gateway_native.batch import crc32c
 from gateway_native.watermark import Watermark
 
-SAMPLE = Watermark(epoch=3, segment_base=1 << 40, position=123_456, durable_offset=(1 << 40) + 77)
+SAMPLE = Watermark(
+    epoch=3,
+    segment_base=1 << 40,
+    position=123_456,
+    durable_offset=(1 << 40) + 77,
+    last_timestamp=1_700_000_000_123,
+    first_timestamp=1_700_000_000_000,
+    max_timestamp=1_700_000_000_200,
+    offset_of_max=(1 << 40) + 70,
+    last_time_entry=1_700_000_000_100,
+    bytes_since_entry=4_000,
+    index_bytes=240,
+    time_bytes=300,
+    index_crc=0xFEEDFACE,
+    time_crc=0x01020304,
+    flags=watermark.INDEXES_WHOLE | watermark.CLEAN,
+)
 
 
 def test_the_128_bytes_are_as_specified():
-    """Magic, four little-endian integers, zeros, CRC-32C of the first 60 bytes."""
+    """Magic, little-endian integers, zeros, CRC-32C of the first 124 bytes."""
     data = watermark.encode(SAMPLE)
-    body = b"GWWMARK1" + struct.pack("<Qqqq", *SAMPLE) + bytes(20)
+    body = b"GWWMARK2" + struct.pack("<Qqqqqqqqqqqq3I", *SAMPLE) + bytes(8)
     assert data == body + struct.pack("<I", crc32c(body))
 
 
@@ -30,7 +46,7 @@ def test_what_was_encoded_is_read(tmp_path, mark):
     assert watermark.read(str(path)) == mark
 
 
-@pytest.mark.parametrize("bit", range(0, 512, 5))
+@pytest.mark.parametrize("bit", range(0, 1024, 5))
 def test_one_flipped_bit_makes_it_unreadable(bit):
     """Damage is never taken for a promise."""
     data = bytearray(watermark.encode(SAMPLE))
@@ -38,7 +54,7 @@ def test_one_flipped_bit_makes_it_unreadable(bit):
     assert watermark.parse(bytes(data)) is None
 
 
-@pytest.mark.parametrize("size", [0, 1, 63])
+@pytest.mark.parametrize("size", [0, 1, 63, 64, 127])
 def test_a_short_file_is_none(tmp_path, size):
     """A file cut short says nothing."""
     path = tmp_path / "watermark"

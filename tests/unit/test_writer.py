@@ -102,15 +102,21 @@ def test_a_key_frame_begins_a_batch(tmp_path):
 
 
 def test_time_stands_still_rather_than_run_backwards(tmp_path):
-    """A backward step of up to a second is clamped to the newest time; a larger one begins a new segment."""
+    """A backward step of up to a second is clamped; a larger one begins a new segment, with a record that says so."""
     with RunningWriter() as running:
         partition = running.writer.add_partition(str(tmp_path / "a-0"))
         ring = running.ring()
         for timestamp in (10_000, 9_999, 9_000, 10_001, 9_001, 9_000, 5_000, 5_001):
             put(ring, partition, b"", b"", timestamp_ms=timestamp)
-    times = [row.timestamp_ms for row in read_partition(tmp_path / "a-0")]
+    rows = read_partition(tmp_path / "a-0")
+    steps = [row for row in rows if row.key is None]
+    times = [row.timestamp_ms for row in rows if row.key is not None]
     assert times == [10_000, 10_000, 10_000, 10_001, 10_001, 9_000, 5_000, 5_001]
-    assert sorted(path.name for path in (tmp_path / "a-0").glob("*.log")) == [f"{base:020d}.log" for base in (0, 5, 6)]
+    assert [(row.offset, row.timestamp_ms, row.value, row.headers) for row in steps] == [
+        (5, 9_000, None, (("gateway.clock", b"old=10001 new=9000 cause=step"),)),
+        (7, 5_000, None, (("gateway.clock", b"old=9000 new=5000 cause=step"),)),
+    ]
+    assert sorted(path.name for path in (tmp_path / "a-0").glob("*.log")) == [f"{base:020d}.log" for base in (0, 5, 7)]
 
 
 def test_a_ring_that_lags_is_no_clock_that_steps(tmp_path):

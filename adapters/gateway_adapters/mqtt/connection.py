@@ -226,7 +226,14 @@ class DeviceConnection(mqtt.Connection, asyncio.BufferedProtocol):
         self._end()
 
     def fail(self) -> None:
-        """A stream that this client published to has failed: what it waits for will never be acknowledged."""
+        """What this client waits for will never be acknowledged: the stream has failed, or the disk is full.
+
+        Of a full disk MQTT 5 clients are told publish by publish; MQTT 3.1.1 knows no way but this.
+        """
+        if self.refused:
+            self._say(logging.WARNING, "connection closed: the disk is full, and the stream refuses records")
+            self._end()
+            return
         self._listener.count("failed")
         self._say(logging.ERROR, "connection closed: the stream of an unacknowledged publish has failed")
         self._send_disconnect(Reason.IMPLEMENTATION_ERROR, "the record could not be stored")

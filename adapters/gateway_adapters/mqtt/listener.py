@@ -67,6 +67,8 @@ class MqttListener:
         self._emptied = asyncio.Event()
         self._clients: dict[str, DeviceConnection] = {}
         self._waiting: deque[DeviceConnection] = deque()  # for room in the ring, first come first served
+        self._gaps = context.engine.gaps
+        self._streams = {context.engine.partition(route.stream): route.stream for route in config.routes}
         self._wills: deque[tuple[int, bytes, bytes, bytes]] = deque()  # partition, key, value, headers
         self._will_bytes = 0
         self._unrouted_said = 0
@@ -115,6 +117,10 @@ class MqttListener:
             self._reopen()
         if self._waiting or self._wills:
             self.say(logging.ERROR, "the ring stayed full: messages that had arrived are not recorded")
+        for partition, topic, payload, headers in self._wills:
+            self._lose_will(partition, len(topic) + len(payload) + len(headers))
+        self._wills.clear()
+        self._will_bytes = 0
 
     async def drain(self) -> None:
         """Send the acknowledgements that have become due, say goodbye, and let both leave."""
@@ -213,13 +219,17 @@ class MqttListener:
         headers = encode_headers(message_headers(qos=will.qos, retain=will.retain, will=True, **properties))
         size = len(topic) + len(will.payload) + len(headers)
         if self._will_bytes + size > WILL_BYTES_MAX:
-            self.count("lost")
+            self._lose_will(self.native.routes.partitions[index], size)
             self.say(logging.WARNING, "will not recorded: too many wait for room", topic=shown(will.topic))
             return
         self._wills.append((self.native.routes.partitions[index], topic, will.payload, headers))
         self._will_bytes += size
         if not self.native.crowded:
             self._put_wills()
+
+    def _lose_will(self, partition: int, size: int) -> None:
+        self.count("lost")
+        self._gaps.add(self._streams[partition], self.name, "overload", count=1, bytes=size)
 
     # -- the ring's calls
 

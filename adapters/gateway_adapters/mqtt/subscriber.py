@@ -70,7 +70,9 @@ class MqttSubscriber:
         self._paho_logger = context.logger.getChild("paho")
         self._paho_logger.setLevel(logging.WARNING)  # below that it describes every message
         self._ring = context.engine.ring(name)
+        self._gaps = context.engine.gaps
         self._routes = compile_routes(name, config.routes, context.engine)
+        self._streams = {context.engine.partition(route.stream): route.stream for route in config.routes}
         self._record_bytes_max = min(context.config.limits.record_bytes_max, self._ring.largest_record)
         self._client_id = config.client_id or f"gateway-{context.config.site.name}-{name}"
         self._version = aiomqtt.ProtocolVersion.V5
@@ -85,8 +87,9 @@ class MqttSubscriber:
         self._held: deque[_Held] = deque()
         self._held_bytes = 0
         self._counters = dict.fromkeys(
-            ("records", "bytes", "acknowledged", "retained", "unrouted", "lost", "connects", "failures", "paused"), 0
-        )
+            ("records", "bytes", "acknowledged", "retained", "unrouted", "lost", "refused_full_disk", "connects",
+             "failures", "paused"), 0,
+        )  # fmt: skip
 
     # -- the source's life
 
@@ -107,9 +110,10 @@ class MqttSubscriber:
             await asyncio.sleep(0.01)
             self._put_held()
         if self._held:
-            lost = sum(held.message_id == 0 for held in self._held)
-            self._counters["lost"] += lost
-            self._say(logging.ERROR, "the ring stayed full: messages that had arrived are not recorded", lost=lost)
+            lost = [held for held in self._held if held.message_id == 0]  # the broker sends the others again
+            for held in lost:
+                self._lose(held)
+            self._say(logging.ERROR, "the ring stayed full: messages that had arrived are not recorded", lost=len(lost))
 
     async def drain(self) -> None:
         """Acknowledge what has become durable."""
@@ -270,7 +274,7 @@ class MqttSubscriber:
         )
         held = _Held(self._routes.partitions[index], topic, bytes(message.payload), headers, time_ns, message_id)
         if held.size > self._record_bytes_max:
-            self._counters["lost"] += 1
+            self._lose(held)
             self._say(
                 logging.ERROR,
                 "message not recorded: it is larger than the largest record",
@@ -295,6 +299,12 @@ class MqttSubscriber:
         self._counters["bytes"] += len(held.value)
         self._acknowledge_later(held.partition, sequence, held.message_id)
         return True
+
+    def _lose(self, held: _Held) -> None:
+        """It will not be recorded, and nobody sends it again."""
+        self._counters["lost"] += 1
+        stream = self._streams[held.partition]
+        self._gaps.add(stream, self.name, "overload", count=1, bytes=held.size, first_ns=held.time_ns)
 
     def _hold(self, held: _Held) -> None:
         self._held.append(held)
@@ -325,7 +335,7 @@ class MqttSubscriber:
             partition, sequence, message_id = self._unacknowledged[0]
             verdict = self._ring.verdict(partition, sequence) if sequence else native_ring.ACKED
             if verdict == native_ring.FAILED:
-                self._fail()
+                self._give_up("the stream of an unacknowledged message has failed")
                 return
             if verdict != native_ring.ACKED:
                 return
@@ -334,16 +344,31 @@ class MqttSubscriber:
             self._counters["acknowledged"] += 1
         self._ring.set_ack_interest(False)
 
-    def _fail(self) -> None:
-        """The stream has failed: stop taking messages that could not be acknowledged. The broker keeps them."""
-        self._say(logging.ERROR, "disconnecting: the stream of an unacknowledged message has failed")
+    def _give_up(self, cause: str) -> None:
+        """Stop taking messages that could not be acknowledged: the broker keeps them and sends them again."""
+        self._say(logging.ERROR, f"disconnecting: {cause}")
         self._unacknowledged.clear()
         if self._client is not None:
             self._client.pause()
-            self._client.end(aiomqtt.MqttError("a stream has failed; the log names it"))
+            self._client.end(aiomqtt.MqttError(f"{cause}; the log names the stream"))
+
+    def _settle_refusals(self) -> None:
+        """A full disk: what was refused must not be acknowledged, so the connection is given up."""
+        if not self._ring.refusals_pending:
+            return
+        refused = sum(
+            self._ring.verdict(partition, sequence) == native_ring.REFUSED
+            for partition, sequence, _ in self._unacknowledged
+            if sequence
+        )
+        if refused:
+            self._counters["refused_full_disk"] += refused
+            self._give_up("the disk is full")
+        self._ring.confirm_refusals()
 
     def _ring_event(self) -> None:
         self._ring.clear_event()
+        self._settle_refusals()
         self._release()
         if self._held:
             self._put_held()

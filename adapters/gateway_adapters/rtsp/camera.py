@@ -65,14 +65,17 @@ class Camera:
 
     async def start(self) -> None:
         """Open the stream and start the thread; a camera that is away does not keep the gateway from starting."""
-        engine = self._context.engine
+        engine, stream = self._context.engine, self._config.stream or self.name
+        partition = engine.partition(stream)
         self._recorder = Recorder(
             self.name,
             "",
             ring=engine.ring(RING),
-            partition=engine.partition(self._config.stream or self.name),
+            partition=partition,
             record_bytes_max=self._context.config.limits.record_bytes_max,
             logger=self._logger,
+            on_loss=lambda unit: self._count_loss(stream, unit),
+            refused=lambda: int(engine.writer.partition_state(partition)["refused"]),
         )
         self._stopping.clear()
         self._state = "connecting"
@@ -102,7 +105,8 @@ class Camera:
         await self.pause()
 
     def statistics(self) -> dict[str, Any]:
-        """State and counters since the start; `lost` counts access units that found no room or were too large.
+        """State and counters since the start; `lost` counts access units that found no room or were too large,
+        `refused` those that a full disk refused.
 
         state: connecting, recording, stopped; or why it is not recording: unauthorized, not_found, refused,
         unreachable, timeout, closed, unsupported, failed.
@@ -115,6 +119,7 @@ class Camera:
             "bytes": recorder.bytes if recorder else 0,
             "keyframes": recorder.keyframes if recorder else 0,
             "lost": recorder.lost_access_units if recorder else 0,
+            "refused": recorder.refused if recorder else 0,
             "oversized": recorder.oversized if recorder else 0,
             **{name: past + getattr(assembler, name, 0) for name, past in self._past.items()},
             "reconnects": self._reconnects,
@@ -209,6 +214,11 @@ class Camera:
             self._state = "recording"
         if unit.run_begins:
             self._say_recording(recorder)
+
+    def _count_loss(self, stream: str, unit: AccessUnit) -> None:
+        self._context.engine.gaps.add(
+            stream, self.name, "overload", count=1, bytes=len(unit.value), first_ns=unit.received_ns
+        )
 
     def _keep_counters(self) -> None:
         """Counters of a run that is over."""

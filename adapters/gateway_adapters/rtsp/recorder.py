@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 
 from gateway_native.batch import encode_headers
 from gateway_native.ring import KEYFRAME, Ring
@@ -15,12 +16,24 @@ class Recorder:
     """One camera's way into its stream; used by one thread at a time.
 
     What finds no room, or is larger than a record may be, is lost, and so is everything up to the next key frame, since
-    it could not be decoded. Losses are counted, and the next record says in its header `lost` how many went before it.
+    it could not be decoded. Losses are counted, told to `on_loss` for a gap record, and the next record says in its
+    header `lost` how many went before it. What a full disk refuses was in the ring already: the writer counts it, and
+    it is noticed here with the next access unit.
     """
 
     def __init__(
-        self, camera: str, codec: str, *, ring: Ring, partition: int, record_bytes_max: int, logger: logging.Logger
+        self,
+        camera: str,
+        codec: str,
+        *,
+        ring: Ring,
+        partition: int,
+        record_bytes_max: int,
+        logger: logging.Logger,
+        on_loss: Callable[[AccessUnit], None] = lambda unit: None,
+        refused: Callable[[], int] = lambda: 0,
     ) -> None:
+        """refused: how many records of the stream a full disk has refused so far."""
         self._camera = camera
         self._key = camera.encode()
         self.codec = codec
@@ -31,10 +44,14 @@ class Recorder:
         self._run = 0
         self._lost = 0
         self._until_key = False
+        self._on_loss = on_loss
+        self._refused = refused
+        self._refused_seen = refused()
         self.records = 0
         self.bytes = 0
         self.keyframes = 0
         self.lost_access_units = 0
+        self.refused = 0
         self.oversized = 0
 
     @property
@@ -49,13 +66,14 @@ class Recorder:
 
     def put(self, unit: AccessUnit) -> bool:
         """Record one access unit; false when it is lost."""
+        self._look_for_refused()
         if self._until_key and not unit.key:
-            self._lose()
+            self._lose(unit)
             return False
         headers = self._headers(unit)
         if len(self._key) + len(unit.value) + len(headers) > self._record_bytes_max:
             self.oversized += 1
-            self._lose()
+            self._lose(unit)
             self._logger.warning(
                 "access unit too large, lost with what depends on it",
                 extra={
@@ -75,7 +93,7 @@ class Recorder:
                     "no room, dropping to the next key frame",
                     extra={"fields": {"camera": self._camera, "lost_access_units": self.lost_access_units + 1}},
                 )
-            self._lose()
+            self._lose(unit)
             return False
         self._until_key = False
         self._lost = 0
@@ -84,10 +102,20 @@ class Recorder:
         self.keyframes += unit.key
         return True
 
-    def _lose(self) -> None:
+    def _lose(self, unit: AccessUnit) -> None:
         self._until_key = True
         self._lost += 1
         self.lost_access_units += 1
+        self._on_loss(unit)
+
+    def _look_for_refused(self) -> None:
+        """What was refused since the last access unit cannot be decoded upon."""
+        refused = self._refused()
+        if refused > self._refused_seen:
+            self._until_key = True
+            self._lost += refused - self._refused_seen
+            self.refused += refused - self._refused_seen
+            self._refused_seen = refused
 
     def _headers(self, unit: AccessUnit) -> bytes:
         headers = [("codec", self.codec.encode())]

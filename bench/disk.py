@@ -1,0 +1,99 @@
+"""The disk under a measurement: fio beside it, and what the device itself counts."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+from pathlib import Path
+from typing import NamedTuple
+
+from bench.common import Skipped
+
+SECTOR_BYTES = 512  # in /sys/dev/block/*/stat, whatever the device's own is
+# How much of the free disk one round may take.
+FREE_SHARE = 0.5
+FIO_BYTES_MAX = 64 * 2**30
+
+
+class DeviceCounters(NamedTuple):
+    """What was written so far: by this process as the kernel charges it, and to the device by everybody."""
+
+    process_bytes: int
+    device_bytes: int
+    device_flushes: int
+
+    def since(self, before: DeviceCounters) -> DeviceCounters:
+        return DeviceCounters(*(now - then for now, then in zip(self, before, strict=True)))
+
+
+def device_of(path: Path) -> Path | None:
+    """Its directory in /sys; None where the file system has no block device of its own (tmpfs, overlay, network)."""
+    number = os.stat(path).st_dev
+    found = Path(f"/sys/dev/block/{os.major(number)}:{os.minor(number)}")
+    return found if found.exists() else None
+
+
+def counters(path: Path) -> DeviceCounters:
+    """Now, after everything that is dirty went to the disk."""
+    os.sync()
+    process = dict(
+        line.split(": ") for line in Path("/proc/self/io").read_text(encoding="ascii").splitlines() if ": " in line
+    )
+    device = device_of(path)
+    written = flushes = 0
+    if device is not None:
+        # Documentation/block/stat.rst: the 7th is write sectors, the 16th flush requests.
+        fields = [int(word) for word in (device / "stat").read_text(encoding="ascii").split()]
+        written, flushes = fields[6] * SECTOR_BYTES, fields[15] if len(fields) > 15 else 0
+    return DeviceCounters(int(process["write_bytes"]), written, flushes)
+
+
+def free_bytes(path: Path) -> int:
+    """What one round may fill."""
+    return int(shutil.disk_usage(path).free * FREE_SHARE)
+
+
+def fio_version() -> str:
+    return subprocess.run([_fio(), "--version"], capture_output=True, text=True, check=True).stdout.strip()
+
+
+def fio_write(directory: Path, block_bytes: int, seconds: float) -> float:
+    """Bytes per second of sequential pwrite into a preallocated file, the one final fsync included."""
+    size = min(free_bytes(directory), FIO_BYTES_MAX) // block_bytes * block_bytes
+    command = [
+        _fio(),
+        "--name=bench",
+        f"--directory={directory}",
+        "--rw=write",
+        "--ioengine=psync",
+        f"--bs={block_bytes}",
+        f"--size={size}",
+        "--fallocate=native",
+        f"--runtime={seconds:g}",
+        "--end_fsync=1",
+        "--output-format=json",
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        raise RuntimeError(f"fio ended with {done.returncode}: {done.stderr.strip() or done.stdout.strip()}")
+    written = json.loads(done.stdout[done.stdout.index("{") :])["jobs"][0]["write"]
+    return float(written["io_bytes"] / (written["runtime"] / 1e3))
+
+
+def _fio() -> str:
+    program = shutil.which("fio")
+    if program is None:
+        raise Skipped("fio is not installed; .ci/bench-deps installs it")
+    return program
+
+
+def drop_caches() -> bool:
+    """Forget everything that is cached of the disk. False: that needs root."""
+    os.sync()
+    try:
+        Path("/proc/sys/vm/drop_caches").write_text("3\n", encoding="ascii")
+    except OSError:
+        return False
+    return True
