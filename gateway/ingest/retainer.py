@@ -37,6 +37,8 @@ USELESS_ROUNDS_MAX = 5
 USELESS_RETRY_NS = 600 * NS_PER_S
 # An active segment with less than this is not worth sealing to get its room back.
 ROLL_BYTES_MIN = 64 * KIB
+# Room that lasts for less than this, at the rate at which it was taken last, is looked at again at once.
+LOOK_AHEAD_NS = 3 * NS_PER_S
 # A stream whose segments cannot be deleted is left alone for so long.
 TROUBLE_NS = 60 * NS_PER_S
 
@@ -102,6 +104,7 @@ class Retainer:
         self._kept: dict[Path, Kept] = {}
         self._listed_ns: int | None = None
         self._space = Space(0, 0)
+        self._looked_ns = 0
         self._stop: _Stop | None = None
         self._useless_rounds = 0
         self._useless_bytes = 0
@@ -246,14 +249,14 @@ class Retainer:
 
     def _keep_room(self) -> bool:
         """Delete the oldest segments of all streams that allow it until there is headroom; True: more to do."""
-        self._space = self._look_at_disk(self.data)
+        soon = self._look_at_room()
         short_bytes = self.plan.free_wanted_bytes - self._space.free_bytes
         if short_bytes <= 0 and any(kept.stalled for kept in self._kept.values()):
             short_bytes = 1  # no room for another reason: inodes, a quota
         if short_bytes <= 0:
             self._resume("there is room")
             self._useless_rounds, self._nothing_left = 0, ""
-            return False
+            return soon
         if self._must_wait():
             return False
         deleted_bytes, before = self._delete_oldest(short_bytes), self._space.free_bytes
@@ -264,6 +267,14 @@ class Retainer:
         self._judge(deleted_bytes, self._space.free_bytes - before)
         self._writer.retry()
         return True
+
+    def _look_at_room(self) -> bool:
+        """See what is free; True if it may be used up before the keeper's next look."""
+        before, before_ns = self._space.free_bytes, self._looked_ns
+        self._space, self._looked_ns = self._look_at_disk(self.data), self._now_ns
+        elapsed_ns = max(self._looked_ns - before_ns, 1)
+        taken_bytes = max(before - self._space.free_bytes, 0) * LOOK_AHEAD_NS // elapsed_ns
+        return self._space.free_bytes - self.plan.reserve_bytes < taken_bytes
 
     def _delete_oldest(self, wanted_bytes: int) -> int:
         """The oldest first, across streams; how many bytes that were."""
