@@ -226,7 +226,7 @@ def test_what_is_no_gap_is_a_value_error(value: bytes) -> None:
 
 
 def test_what_the_writer_refuses_and_loses_is_counted_once(caplog: pytest.LogCaptureFixture) -> None:
-    """Growth since the last look, by source; what a failed stream lost is counted though nothing can be written there."""
+    """Growth since the last look, by source; what a failed stream lost is counted, though it cannot be written."""
     writer = FakeWriter()
     writer.add()
     writer.add(lost=4)
