@@ -47,7 +47,7 @@ def table_of(directory: Path, newest: Sequence[int]) -> SegmentTable:
 
 
 def expired(directory: Path, newest: Sequence[int], age_ms: int, ages: Ages | None = None) -> int:
-    return expired_by_age(table_of(directory, newest), ages or Ages(directory), NOW_MS, age_ms)
+    return expired_by_age(table_of(directory, newest), ages or Ages(directory), NOW_MS, age_ms, most=1000)
 
 
 def partition(tmp_path: Path) -> tuple[Partition, int]:
@@ -191,7 +191,8 @@ def test_a_damaged_ages_file_is_as_good_as_none(tmp_path: Path, content: bytes) 
 def test_size_counts_what_is_active_too(tmp_path: Path, limit_mib: int, expected: int) -> None:
     """Five sealed segments of 1 MiB and one that is being written."""
     table = table_of(tmp_path / "t-0", [NOW_MS] * 5)
-    assert expired_by_size(table, 1 << 20, limit_mib << 20) == expected
+    assert expired_by_size(table, 1 << 20, limit_mib << 20, most=1000) == expected
+    assert expired_by_size(table, 1 << 20, limit_mib << 20, most=2) == min(expected, 2)
 
 
 class _Recorded(Files):
