@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Callable, Iterator
 
 from gateway_native import batch
@@ -12,6 +13,8 @@ from gateway.log.passing import Passed, pass_over
 from gateway.log.segment import CHUNK_BYTES, PROBLEM_UNREADABLE, Damage, Segment, WalkEnd
 
 OnDamage = Callable[[Damage], None]
+
+_OFFSETS = struct.Struct(">qi11xi")  # base offset, length, last offset delta
 
 
 class SegmentChunks:
@@ -60,6 +63,11 @@ class SegmentChunks:
             rows, passed, more, offset = batch.decode_chunk(data, 0, self._selection, expected_offset=offset)
         except batch.UnsupportedBatch as error:
             raise FormatError(f"{self._segment.path}, byte {position + error.position}: {error}.") from None
+        except batch.BatchError as error:
+            if error.position == 0:
+                raise
+            # Sound batches of which nothing is selected lie before it: behind them the next call raises.
+            return [], error.position, 0, _offset_behind(data, error.position)
         if passed == 0 and more >= 0:
             if unreadable:
                 raise batch.BatchError("unreadable", 0, PROBLEM_UNREADABLE, 0, unreadable)
@@ -87,6 +95,15 @@ def report_damage(damage: Damage, on_damage: OnDamage | None) -> None:
             f"{damage}. What follows can be read by passing over the damage; `gateway verify` lists every such place."
         )
     on_damage(damage)
+
+
+def _offset_behind(data: bytes, end: int) -> int:
+    """The offset that follows the sound batches in data[:end]."""
+    position, base_offset, last_offset_delta = 0, -1, 0
+    while position < end:
+        base_offset, length, last_offset_delta = _OFFSETS.unpack_from(data, position)
+        position += batch.LENGTH_PREFIX_BYTES + length
+    return base_offset + last_offset_delta + 1
 
 
 def _check_room(wanted: int, available_here: int, available: int) -> None:

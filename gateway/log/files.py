@@ -67,16 +67,21 @@ class Files:
                 yield entry.name
 
     def exists(self, path: Path) -> bool:
-        return path.exists()
+        try:
+            os.stat(path)  # noqa: PTH116  # asked 100,000 times at a start
+        except FileNotFoundError:
+            return False
+        return True
 
     def size(self, path: Path) -> int:
-        return path.stat().st_size
+        return os.stat(path).st_size  # noqa: PTH116
 
     def open_read(self, path: Path) -> ReadFile:
         return _ReadFile(path)
 
     def read_bytes(self, path: Path) -> bytes:
-        return path.read_bytes()
+        with path.open("rb", buffering=0) as file:
+            return file.read()
 
     def create(self, path: Path) -> None:
         """An empty file; one that is there is emptied."""

@@ -12,7 +12,7 @@ from gateway.log.layout import INDEX_SUFFIX, TIME_SUFFIX, segment_name
 from gateway.log.segment import Damage
 
 _ENTRIES_READ = 4096  # index entries read at a time
-_REBUILD = "delete the file while the gateway is stopped, and the next start rebuilds it"
+REBUILD = "`gateway verify --repair` makes it again while the gateway is stopped"
 
 OnDamage = Callable[[Damage], None]
 OnNote = Callable[[Path, str], None]
@@ -93,7 +93,7 @@ class IndexCheck:
                 least = entry[field_number] + 1
                 self._take(entries)
         if self._sealed and self._times.complete and self._times.last[0] < self._max_timestamp:
-            self._on_note(self._times.path, f"has no final entry, so look-ups by time are slower; {_REBUILD}")
+            self._on_note(self._times.path, f"has no final entry, so look-ups by time are slower; {REBUILD}")
 
 
 class _Entries:
@@ -116,13 +116,13 @@ class _Entries:
         try:
             self._file = path.open("rb", buffering=0)
         except FileNotFoundError:
-            on_note(path, "is missing; the next start of the gateway rebuilds it")
+            on_note(path, "is missing; the gateway makes it again")
             return
         self.complete = True
         size = self._file.seek(0, 2)
         if whole and size % self.entry_bytes:  # one that is being written may end anywhere
             start = size - size % self.entry_bytes
-            on_damage(Damage(path, start, f"the index ends inside an entry; {_REBUILD}", "a whole entry", "a part"))
+            on_damage(Damage(path, start, f"the index ends inside an entry; {REBUILD}", "a whole entry", "a part"))
         self._file.seek(0)
         self.next()
 
@@ -154,10 +154,10 @@ class _Entries:
             return self._file.read(_ENTRIES_READ * self.entry_bytes) or b""
         except OSError as error:  # a bad sector
             self.complete = False
-            problem = f"the index cannot be read: {error.strerror}; {_REBUILD}"
+            problem = f"the index cannot be read: {error.strerror}; {REBUILD}"
             self._on_damage(Damage(self.path, self._position, problem, "readable bytes", "an error"))
             return b""
 
     def wrong(self, expected: str, found: str) -> None:
-        problem = f"the index entry says {found}, expected {expected}; {_REBUILD}"
+        problem = f"the index entry says {found}, expected {expected}; {REBUILD}"
         self._on_damage(Damage(self.path, self._position, problem, expected, found))

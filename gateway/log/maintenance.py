@@ -46,7 +46,8 @@ def missing(directory: Path, *, files: Files = FILES) -> list[int]:
             parts[base] = parts.get(base, 0) | bit
     bases = sorted(base for base, bits in parts.items() if bits & 1)
     manifest = Manifest.load(directory, files) or Manifest()
-    sealed = [base for base in bases if base < _active_base(directory, bases, files)]
+    active_base = _active_base(directory, bases, files)
+    sealed = [base for base in bases if base < active_base]
     return [base for base in sealed if parts[base] != _WHOLE or not _says_whole(directory, manifest, base, files)]
 
 

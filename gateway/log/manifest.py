@@ -36,6 +36,7 @@ class Manifest:
         """Entries that were passed over; the half of one at the end, which a crash leaves, is not among them."""
         self.ignored = 0
         """Entries at the end of segments that are not sealed, or that contradict those before them."""
+        self.contradicts = False
         stop = len(data) - len(data) % ENTRY_BYTES
         pieces: list[bytes] = []
         start = end = 0
@@ -47,6 +48,7 @@ class Manifest:
                 start = position + ENTRY_BYTES
             elif entry.base_offset < end or entry.next_offset < entry.base_offset or entry.base_offset >= below:
                 self.ignored = (stop - position) // ENTRY_BYTES
+                self.contradicts = entry.base_offset < below
                 stop = position
                 break
             else:
@@ -93,9 +95,17 @@ class Manifest:
 
     def first_there(self, directory: Path, files: Files) -> int:
         """The first entry whose segment retention has left: it deletes from the front. `len` if there is none."""
-        return bisect_left(
-            range(len(self)), True, key=lambda number: files.exists(directory / segment_name(self.base(number)))
-        )
+
+        def is_there(number: int) -> bool:
+            return files.exists(directory / segment_name(self.base(number)))
+
+        first = bisect_left(range(len(self)), True, key=is_there)
+        step = 1
+        while step <= first:
+            if is_there(first - step):  # a segment behind it was lost, which no retention does
+                return next(number for number in range(first) if is_there(number))
+            step *= 2
+        return first
 
     def append(self, entry: Summary) -> None:
         """One more segment, the next one."""

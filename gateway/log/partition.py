@@ -225,7 +225,7 @@ class PartitionReader:
         return None if oldest is None else TimeRange(oldest, newest)
 
     def _times_of(self, span: Span, limit: Limit) -> TimeRange | None:
-        if span.summary is not None and span.summary.max_timestamp >= 0 and self._segments.is_as_described(span):
+        if span.summary is not None and span.summary.max_timestamp >= 0:
             return TimeRange(span.summary.first_timestamp, span.summary.max_timestamp)
         try:
             with Segment(self.directory, span.base_offset) as segment:
@@ -304,8 +304,7 @@ class PartitionReader:
         entry = span.summary
         if entry is None or entry.first_timestamp < 0 or entry.max_timestamp < 0:
             return False
-        outside = entry.first_timestamp >= selection.time_stop or entry.max_timestamp < selection.time_from
-        return outside and self._segments.is_as_described(span)
+        return entry.first_timestamp >= selection.time_stop or entry.max_timestamp < selection.time_from
 
     def _within(self, selection: batch.Selection, limit: Limit) -> batch.Selection:
         return batch.Selection(

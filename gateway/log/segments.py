@@ -1,11 +1,12 @@
 """Which segments a partition has, for readers: by its manifest, and where that is silent by listing the directory.
 
-The manifest is a hint. Before a segment is left out by what it says, the length of its file is compared: after a failed
-sync, a segment may have been written again.
+The manifest is a hint. After a failed sync a segment may have been written again, and then the manifest's last entries
+speak of what is no more, until the next start. So their files' lengths are compared before any of it is believed.
 """
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -18,9 +19,12 @@ from gateway.log.manifest import Manifest
 
 FOREVER = 2**63 - 1
 
+# So many of the manifest's last entries are compared with their files each time.
+LAST_ENTRIES = 64
+
 
 class Span(NamedTuple):
-    """One segment, the offset with which what follows it begins, and what the manifest says of it."""
+    """One segment, the offset with which what follows it begins, and what is known of it if it need not be opened."""
 
     base_offset: int
     end_offset: int
@@ -62,21 +66,25 @@ class SegmentList:
         """
         manifest = self._look()
         stop = manifest.at(last_base - 1) + 1
-        if stop and self._complete and self._reaches(manifest[stop - 1], last_base):
+        believed = self._count_believed(manifest, stop)
+        if stop and believed == stop and self._complete and self._reaches(manifest[stop - 1], last_base):
             first = max(manifest.at(offset_from), manifest.first_there(self.directory, FILES))
             if manifest.base(0) <= offset_from or self._knows_the_front():
                 yield from self._by_manifest(manifest, first, stop, Span(last_base, end_offset), offset_to)
                 return
-        yield from self._by_listing(last_base, end_offset, offset_from, offset_to)
+        yield from self._by_listing(believed, Span(last_base, end_offset), offset_from, offset_to)
 
-    def is_as_described(self, span: Span) -> bool:
-        """Is the file as long as the manifest says? Then its times are right too."""
-        if span.summary is None:
-            return False
-        try:
-            return FILES.size(self.directory / segment_name(span.base_offset)) == span.summary.log_bytes
-        except OSError:  # whoever opens it will say so
-            return False
+    def _count_believed(self, manifest: Manifest, stop: int) -> int:
+        """How many of the first `stop` entries are of segments that are still as they say."""
+        for number in range(max(stop - LAST_ENTRIES, 0), stop):
+            entry = manifest[number]
+            try:
+                size = FILES.size(self.directory / segment_name(entry.base_offset))
+            except OSError:  # gone, as the one at the front may be that retention has just deleted
+                size = -1
+            if size != entry.log_bytes:
+                return number
+        return stop
 
     @staticmethod
     def _by_manifest(manifest: Manifest, first: int, stop: int, last: Span, offset_to: int) -> Iterator[Span]:
@@ -89,19 +97,19 @@ class SegmentList:
         if last.base_offset < offset_to:
             yield last
 
-    def _by_listing(self, last_base: int, end_offset: int, offset_from: int, offset_to: int) -> Iterator[Span]:
-        bases = [base for base in self.list() if base <= last_base]
-        first = max(sum(base <= offset_from for base in bases) - 1, 0)
+    def _by_listing(self, stop: int, last: Span, offset_from: int, offset_to: int) -> Iterator[Span]:
+        bases = [base for base in self.list() if base <= last.base_offset]
+        first = max(bisect_right(bases, offset_from) - 1, 0)
         for number in range(first, len(bases)):
             base = bases[number]
             if base >= offset_to:
                 return
-            after_last = end_offset if base == last_base else last_base
-            yield Span(base, bases[number + 1] if number + 1 < len(bases) else after_last, self._entry(base))
+            after_last = last.end_offset if base == last.base_offset else last.base_offset
+            yield Span(base, bases[number + 1] if number + 1 < len(bases) else after_last, self._entry(base, stop))
 
-    def _entry(self, base: int) -> Summary | None:
+    def _entry(self, base: int, stop: int) -> Summary | None:
         number = self._manifest.at(base)
-        entry = self._manifest[number] if number >= 0 else None
+        entry = self._manifest[number] if 0 <= number < stop else None
         return entry if entry is not None and entry.base_offset == base else None
 
     # -- the manifest --------------------------------------------------------------------------------------------------
@@ -132,8 +140,6 @@ class SegmentList:
 
     def _reaches(self, entry: Summary, last_base: int) -> bool:
         """Does the segment at `last_base` follow this one?"""
-        if not self.is_as_described(Span(entry.base_offset, last_base, entry)):
-            return False
         return entry.next_offset == last_base or (entry.next_offset < last_base and not self._exists(entry.next_offset))
 
     def _knows_the_front(self) -> bool:

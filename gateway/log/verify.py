@@ -1,4 +1,4 @@
-"""Check every byte of a data directory that may be read: CRCs, continuity, indexes. Changes nothing.
+"""Check every byte of a data directory that may be read: CRCs, continuity, indexes, summaries. Changes nothing.
 
 It works beside a running gateway: what is not durable yet is named and not judged. A directory without a watermark (a
 copy) does not say what was acknowledged, so there all of the last segment, but for zeros at its end, must be sound.
@@ -6,6 +6,7 @@ copy) does not say what was acknowledged, so there all of the last segment, but 
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,15 +19,19 @@ from gateway.log.index import NO_TIMESTAMP
 from gateway.log.index_check import IndexCheck
 from gateway.log.layout import (
     CUT_SUFFIX,
+    LOG_SUFFIX,
     WATERMARK_FILE,
     PartitionName,
     list_partitions,
     list_segments,
     read_meta,
+    segment_base,
     segment_name,
 )
 from gateway.log.partition import TIME_SLACK_MS, Limit, PartitionReader
+from gateway.log.passing import pass_over
 from gateway.log.segment import Damage, Segment, Walk, WalkEnd
+from gateway.log.sidecar_check import SidecarCheck, Walked
 
 # progress(done, total), in bytes of log
 Progress = Callable[[int, int], None]
@@ -63,6 +68,22 @@ class PartitionReport:
 
 
 @dataclass(slots=True)
+class Repairable:
+    """What of one partition can be made again."""
+
+    directory: Path
+    limit: Limit
+    marked: bool
+    """It is the watermark that says what is durable."""
+    closed: bool
+    """The log was closed cleanly."""
+    segments: set[int] = field(default_factory=set)
+    """Base offsets of segments whose indexes or summary are not as they should be."""
+    manifest: bool = False
+    watermark: bool = False
+
+
+@dataclass(slots=True)
 class Report:
     """The outcome of `verify`."""
 
@@ -73,6 +94,7 @@ class Report:
     damage_count: int = 0
     notes: list[Note] = field(default_factory=list)
     note_count: int = 0
+    repairable: list[Repairable] = field(default_factory=list)
 
     @property
     def sound(self) -> bool:
@@ -134,6 +156,8 @@ class _Place:
 
     position: int
     offset: int
+    first_timestamp: int = NO_TIMESTAMP
+    max_timestamp: int = NO_TIMESTAMP
 
 
 class _PartitionCheck:
@@ -147,6 +171,10 @@ class _PartitionCheck:
         self.mark = watermark.read(self.directory / WATERMARK_FILE)
         self.limit, self.marked = self._find_limit()
         self.bases = [base for base in list_segments(self.directory) if base <= self.limit.segment_base]
+        self.sidecars = SidecarCheck(self.directory, self.limit.segment_base, report.add, report.note)
+        closed = self.mark is not None and bool(self.mark.flags & watermark.CLEAN)
+        self.repairable = Repairable(self.directory, self.limit, self.marked, closed)
+        report.repairable.append(self.repairable)
 
     def _find_limit(self) -> tuple[Limit, bool]:
         """What is durable, and whether it is the watermark that says so."""
@@ -182,6 +210,9 @@ class _PartitionCheck:
                 expected = self._next_base(base)  # retention took it
         self._check_end(expected)
         self._note_the_rest()
+        self.sidecars.finish()
+        self.repairable.segments.update(self.sidecars.to_rebuild)
+        self.repairable.manifest = self.sidecars.manifest_is_wrong
 
     def _log(self, base: int) -> Path:
         return self.directory / segment_name(base)
@@ -197,8 +228,10 @@ class _PartitionCheck:
 
     def _next_base(self, base: int) -> int:
         """The offset with which what follows the segment begins."""
-        after_last = self.limit.offset if self.marked else _FOREVER
-        return min((later for later in self.bases if later > base), default=after_last)
+        number = bisect_right(self.bases, base)
+        if number < len(self.bases):
+            return self.bases[number]
+        return self.limit.offset if self.marked else _FOREVER
 
     # -- between and around segments -----------------------------------------------------------------------------------
 
@@ -222,6 +255,7 @@ class _PartitionCheck:
                 self.report.note(path, "is missing, as in a copy; the last segment was checked to its end instead")
             return
         if size and self.mark is None and watermark.read(path) is None:  # it may have been written since
+            self.repairable.watermark = True
             problem = "the watermark is damaged; the next start of the gateway makes a new one"
             self.report.add(Damage(path, 0, problem, "a sound CRC", "none"))
 
@@ -264,55 +298,80 @@ class _PartitionCheck:
         sealed = segment.base_offset != self.limit.segment_base
         end = self._end(segment.base_offset)
         place = _Place(0, segment.base_offset)
+        damages = self.report.damage_count
         indexes = IndexCheck(
             self.directory,
             segment.base_offset,
             durable_offset=self.limit.offset,
             sealed=sealed,
-            on_damage=self.report.add,
+            on_damage=self._add_index_damage,
             on_note=self.report.note,
         )
         with indexes:
-            try:
-                self._check_batches(segment, place, end, indexes)
-            except OSError as error:
-                self._give_up(segment, place, error)
-                indexes.forgive()
+            self._check_batches(segment, place, end, indexes)
+            sound = self.report.damage_count == damages
             indexes.finish()
+        if sealed:
+            times = (place.first_timestamp, place.max_timestamp)
+            self.sidecars.segment(Walked(segment.base_offset, place.position, place.offset, *times, sound))
+        elif self.mark is not None and self.mark.segment_base == segment.base_offset:
+            self.sidecars.active(self.mark)
         self.counts.segments += 1
         self.counts.bytes += end
         self.counts.index_entries += indexes.entries
         return place.offset
 
+    def _add_index_damage(self, damage: Damage) -> None:
+        base = segment_base(damage.path.stem + LOG_SUFFIX)
+        if base is not None:
+            self.repairable.segments.add(base)
+        self.report.add(damage)
+
     def _check_batches(self, segment: Segment, place: _Place, end: int, indexes: IndexCheck) -> None:
         after = self._next_base(segment.base_offset)
         while place.position < end:
-            stopped = self._walk(segment, place, end, indexes)
+            stopped = self._walk(segment, place, end, after, indexes)
             if stopped.clean or self._is_room(segment, stopped, end):
                 return
-            following = segment.find_batch(stopped.position + 1, end, stopped.next_offset, after)
-            header = segment.header(following) if following is not None else None
-            offset = header.base_offset if header is not None else after
-            self.report.add(self._damage(segment, stopped, end, offset))
-            place.position = end if following is None else following
-            place.offset = max(stopped.next_offset, offset) if offset != _FOREVER else stopped.next_offset
+            if self._is_left_over(segment, stopped, after, end):
+                self._note_left_over(segment, stopped.position, indexes)
+                return
+            passed = pass_over(segment, stopped, end, after)
+            offset = passed.offset if passed.found or after != _FOREVER else _FOREVER
+            self.report.add(self._damage(segment, stopped, end, offset, passed.position - stopped.position))
+            place.position = passed.position
+            place.offset = offset if offset != _FOREVER else stopped.next_offset
             self.advance(place.position - stopped.position)
             indexes.forgive()
 
-    def _walk(self, segment: Segment, place: _Place, end: int, indexes: IndexCheck) -> WalkEnd:
+    def _is_left_over(self, segment: Segment, stopped: WalkEnd, after: int, end: int) -> bool:
+        """Is a sealed segment over, and does something follow that could not be cut after a failed sync?"""
+        sealed = segment.base_offset != self.limit.segment_base
+        return sealed and stopped.next_offset >= after and not segment.is_zero(stopped.position, end)
+
+    def _note_left_over(self, segment: Segment, position: int, indexes: IndexCheck) -> None:
+        indexes.forgive()
+        self.report.note(segment.path, f"what follows byte {position} is in the next segment too, and is not read here")
+
+    def _walk(self, segment: Segment, place: _Place, end: int, after: int, indexes: IndexCheck) -> WalkEnd:
+        """Walk to the next bad batch, or to one that belongs to the next segment."""
         walk = Walk(segment, place.position, end, expected_offset=place.offset, check_records=self.deep)
         newest, steps_back = NO_TIMESTAMP, False
-        try:
-            for batches in walk:
-                for start, _, _, last_offset, base_timestamp, max_timestamp, count in batches:
-                    indexes.batch(start, last_offset, max_timestamp)
-                    self.counts.records += count
-                    steps_back |= base_timestamp < newest - TIME_SLACK_MS
-                    newest = max(newest, max_timestamp)
-                self.counts.batches += len(batches)
-                self.advance(sum(one[1] for one in batches))
-        finally:
-            place.position, place.offset = walk.end.position, walk.end.next_offset
+        for batches in walk:
+            for start, size, base_offset, last_offset, base_timestamp, max_timestamp, count in batches:
+                if base_offset == after:
+                    self._note_left_over(segment, start, indexes)
+                    return WalkEnd(start, after, batch.PROBLEM_NONE, 0, 0)
+                if place.first_timestamp == NO_TIMESTAMP:
+                    place.first_timestamp = base_timestamp
+                place.max_timestamp = max(place.max_timestamp, max_timestamp)
+                indexes.batch(start, last_offset, max_timestamp)
+                self.counts.records += count
+                self.counts.batches += 1
+                steps_back |= base_timestamp < newest - TIME_SLACK_MS
+                newest = max(newest, max_timestamp)
+                place.position, place.offset = start + size, last_offset + 1
+            self.advance(sum(one[1] for one in batches))
         if steps_back:
             text = f"times run back by more than {TIME_SLACK_MS // 1000} s, so reading by time may miss records"
             self.report.note(segment.path, text)
@@ -323,8 +382,8 @@ class _PartitionCheck:
         last_of_copy = segment.base_offset == self.limit.segment_base and not self.marked
         return last_of_copy and stopped.problem == batch.PROBLEM_ZEROS and segment.is_zero(stopped.position, end)
 
-    def _damage(self, segment: Segment, stopped: WalkEnd, end: int, offset: int) -> Damage:
-        """The damaged place; the next sound record after it is `offset`."""
+    def _damage(self, segment: Segment, stopped: WalkEnd, end: int, offset: int, size: int) -> Damage:
+        """The damaged place; the next sound record after it is `offset`, `size` bytes on."""
         damage = stopped.damage(segment.path)
         if stopped.problem == batch.PROBLEM_ZEROS and segment.is_zero(stopped.position, end):
             problem = f"{end - stopped.position} zero bytes after the last batch"
@@ -332,16 +391,7 @@ class _PartitionCheck:
         if not self.marked and (segment.base_offset, stopped.position) == self.limit[:2]:
             damage = damage._replace(problem=f"{damage.problem}; without a watermark the next start cuts the log here")
         lost = (stopped.next_offset, offset) if stopped.next_offset < offset < _FOREVER else None
-        return damage._replace(offsets=lost)
-
-    def _give_up(self, segment: Segment, place: _Place, error: OSError) -> None:
-        """A bad sector: the rest of this segment is unknown."""
-        after = self._next_base(segment.base_offset)
-        damage = _unreadable(segment.path, place.position, error)
-        if place.offset < after < _FOREVER:
-            damage = damage._replace(offsets=(place.offset, after))
-            place.offset = after
-        self.report.add(damage)
+        return damage._replace(offsets=lost, bytes=size)
 
 
 def _unreadable(path: Path, position: int, error: OSError) -> Damage:

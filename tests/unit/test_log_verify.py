@@ -8,16 +8,17 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
-from gateway_native import batch
+from gateway_native import batch, summary
 from gateway_native.writer import Writer
 
+import gateway
 from gateway.clock import NS_PER_MS
 from gateway.errors import FormatError, StreamNotFound
 from gateway.log.layout import prepare
-from gateway.log.recovery import recover
+from gateway.log.repair import repair
 from gateway.log.segment import Segment
 from gateway.log.verify import Report, verify
-from tests.support.partitions import T0, Partition, make_batches
+from tests.support.partitions import T0, Partition, make_batches, summary_of
 from tests.support.recording import Recording
 
 
@@ -86,28 +87,85 @@ def test_every_flipped_bit_in_an_index_is_named(partition: Partition) -> None:
 
 @pytest.mark.parametrize("suffix", ["index", "times"])
 def test_missing_and_torn_indexes_are_named(partition: Partition, suffix: str) -> None:
-    """An index that ends inside an entry is damaged; one that is gone is noted; the next start rebuilds both."""
+    """An index that ends inside an entry is damaged; one that is gone is noted; both can be made again."""
     path = {"index": partition.index, "times": partition.times}[suffix](0)
     content = path.read_bytes()
     path.write_bytes(content[:-1])
     assert "the index ends inside an entry" in str(check(partition).damages[0])
-    recover(partition.directory)
+    repair(partition.directory.parent)
     assert (path.read_bytes(), check(partition).sound) == (content, True)
     path.unlink()
     report = check(partition)
-    assert (report.sound, report.notes) == (True, [(path, "is missing; the next start of the gateway rebuilds it")])
-    recover(partition.directory)
+    assert (report.sound, report.notes) == (True, [(path, "is missing; the gateway makes it again")])
+    repair(partition.directory.parent)
     assert (path.read_bytes(), check(partition).notes) == (content, [])
 
 
-def test_short_indexes_are_no_damage(partition: Partition) -> None:
-    """A gateway that could not write its indexes leaves them short: look-ups walk further, and nothing is lost."""
+def test_short_indexes_are_damage_unless_their_summary_says_so(partition: Partition) -> None:
+    """A gateway that could not write its indexes leaves them short, and says so; otherwise entries are missing."""
     partition.index(0).write_bytes(partition.index(0).read_bytes()[:-8])
     partition.times(0).write_bytes(partition.times(0).read_bytes()[:-12])
+    assert places(check(partition)) == [(partition.index(0).name, 0), (partition.times(0).name, 0)]
+    crcs = {"index_crc": batch.crc32c(partition.index(0).read_bytes())}
+    crcs["time_crc"] = batch.crc32c(partition.times(0).read_bytes())
+    partition.sums(0).write_bytes(summary.encode(summary_of(0, partition.segments[0])._replace(flags=0, **crcs)))
     report = check(partition)
     assert report.sound
-    assert [note.path for note in report.notes] == [partition.times(0)]
+    assert [note.path for note in report.notes] == [partition.times(0), partition.sums(0)]
     assert "has no final entry" in str(report.notes[0])
+    assert "not whole" in str(report.notes[1])
+
+
+@pytest.mark.parametrize("name", ["sums", "manifest"])
+def test_every_flipped_bit_in_a_summary_or_the_manifest_is_named(partition: Partition, name: str) -> None:
+    """Each of their bytes is covered by a checksum, or an entry is missing."""
+    path = {"sums": partition.sums(0), "manifest": partition.manifest}[name]
+    content = path.read_bytes()
+    for position in range(len(content)):
+        wrong = bytearray(content)
+        wrong[position] ^= 1 << position % 8
+        path.write_bytes(wrong)
+        report = check(partition)
+        assert places(report) == [(path.name, 0)]
+        assert report.repairable[0].manifest == (name == "manifest")
+        assert report.repairable[0].segments == ({0} if name == "sums" else set())
+
+
+def test_summary_and_manifest_are_compared_with_the_log(partition: Partition) -> None:
+    """A summary, or an entry, that is sound but of another log is named, with what it says and what is so."""
+    right = summary_of(0, partition.segments[0])
+    wrongs = (
+        {"log_bytes": 1}, {"next_offset": 59}, {"first_timestamp": 0}, {"max_timestamp": T0}, {"base_offset": 1},
+    )  # fmt: skip
+    for wrong in wrongs:
+        for path in (partition.sums(0), partition.manifest):
+            content = path.read_bytes()
+            path.write_bytes(summary.encode(right._replace(**wrong)))
+            report = check(partition)
+            if path == partition.manifest and "base_offset" in wrong:
+                assert [note.path for note in report.notes] == [path]
+            else:
+                assert places(report) == [(path.name, 0)]
+                assert next(iter(wrong)).replace("_", " ") in report.damages[0].problem
+            path.write_bytes(content)
+
+
+def test_what_a_failed_sync_left_behind_a_sealed_segment_is_noted(partition: Partition) -> None:
+    """A segment ends where the next one begins: what could not be cut is neither read, counted nor called damage."""
+    partition.add(make_batches(5, base_offset=90, time=T0 + 90, value_bytes=100), sealed=False)
+    partition.mark_all()
+    for path in (partition.sums(60), partition.manifest):
+        path.unlink(missing_ok=True)
+    report = check(partition)
+    assert report.sound
+    assert any("follows byte 15970 is in the next segment too" in str(note) for note in report.notes)
+    assert report.partitions[0].records == 105
+    stream = gateway.open(partition.directory.parent)["s"]
+    assert [record.offset for record in stream.read()] == list(range(105))
+    assert [record.offset for record in stream.read(offsets=(80, 95))] == list(range(80, 95))
+    partition.damage(60, 12 * len(partition.segments[60][0]) + 100)
+    records = stream.read()
+    assert ([record.offset for record in records], records.gaps) == (list(range(105)), [])
 
 
 def test_missing_segment_is_named_with_its_offsets(partition: Partition) -> None:
@@ -118,14 +176,6 @@ def test_missing_segment_is_named_with_its_offsets(partition: Partition) -> None
     (damage,) = [damage for damage in report.damages if "records before this segment are missing" in str(damage)]
     assert (damage.path, damage.offsets) == (partition.log(150), (120, 150))
     assert str(damage).endswith("the 30 records before this segment are missing (offsets 120 to 149)")
-
-
-def test_segment_that_repeats_offsets_is_named(partition: Partition) -> None:
-    """Offsets that two segments hold are reported: one of them is not what it says."""
-    partition.add(make_batches(2, base_offset=90), sealed=False)
-    partition.mark_all()
-    problems = [damage.problem for damage in check(partition).damages]
-    assert "the segment begins at offset 90, which the one before it holds too" in problems
 
 
 def test_damaged_watermark_is_named(partition: Partition) -> None:

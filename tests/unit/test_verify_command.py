@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -11,6 +12,7 @@ import pytest
 
 from gateway import cli
 from gateway.log.layout import prepare
+from gateway.log.lock import DataLock
 from tests.support.partitions import Partition, make_batches
 
 
@@ -71,7 +73,8 @@ def test_damage_is_exit_code_4_and_a_line_each(verify: Callable[..., Result], da
     assert (result.code, result.err) == (4, f"gateway: 2 places are damaged in {data}.\n")
     lines = [line for line in result.out.splitlines() if line.startswith("damaged: ")]
     assert [line.split(": ")[1] for line in lines] == [f"{path}, byte {number * size}" for number in (2, 7)]
-    assert [line.split(" (")[1] for line in lines] == ["offsets 6 to 8)", "offsets 21 to 23)"]
+    shown = [f"offsets 6 to 8), {size} bytes", f"offsets 21 to 23), {size} bytes"]
+    assert [line.split(" (")[1] for line in lines] == shown
     assert "sound" not in result.out
 
 
@@ -91,7 +94,7 @@ def test_notes_are_shown_and_are_no_damage(verify: Callable[..., Result], data: 
     index.unlink()
     result = verify("--data", data)
     assert result.code == 0
-    assert f"note: {index}: is missing; the next start of the gateway rebuilds it" in result.out.splitlines()
+    assert f"note: {index}: is missing; the gateway makes it again" in result.out.splitlines()
 
 
 def test_json_has_everything(verify: Callable[..., Result], data: Path) -> None:
@@ -104,8 +107,52 @@ def test_json_has_everything(verify: Callable[..., Result], data: Path) -> None:
     assert [part["records"] for part in report["partitions"]] == [30, 27]
     (found,) = report["damages"]
     assert (found["path"], found["position"], found["offsets"]) == (str(path), 0, [0, 3])
+    assert found["bytes"] == len(make_batches(1)[0])
     assert (report["damage_count"], report["note_count"]) == (1, 1)
     assert report["notes"][0]["path"].endswith("watermark")
+
+
+def test_repair_makes_sidecars_again_and_leaves_the_log(verify: Callable[..., Result], data: Path) -> None:
+    """Indexes, summaries and the manifest come back byte for byte, each is reported, and the logs stay as they are."""
+    partition = Partition(data / "b-0")
+    partition.add(make_batches(40, base_offset=30, value_bytes=300))
+    partition.add(make_batches(40, base_offset=150, value_bytes=300), sealed=False)
+    partition.mark_all()
+    verify("--data", data, "--repair")  # segment 0 was not sealed when it was made
+    whole = {path.name: path.read_bytes() for path in partition.directory.iterdir()}
+    partition.index(30).write_bytes(b"12345678" * 3)
+    partition.sums(30).unlink()
+    partition.manifest.write_bytes(b"\1" * 128)
+    partition.times(150).write_bytes(b"")
+    partition.index(150).unlink()
+    assert verify("--data", data).code == 4
+    result = verify("--data", data, "--repair")
+    assert (result.code, result.err) == (0, "")
+    repaired = [line for line in result.out.splitlines() if line.startswith("repaired: ")]
+    assert [Path(line.split(": ")[1]).name for line in repaired] == [f"{30:020d}.log", f"{150:020d}.log", "manifest"]
+    assert {path.name: path.read_bytes() for path in partition.directory.iterdir()} == whole
+    assert json.loads(verify("--data", data, "--repair", "--json").out)["repaired"] == []
+
+
+def test_repair_leaves_damage_in_the_log_and_says_so(verify: Callable[..., Result], data: Path) -> None:
+    """What cannot be made again stays, exit code 4; a damaged watermark goes, so that it is not taken for a promise."""
+    path = damage(data, "b", 100)
+    content = path.read_bytes()
+    (data / "a-0" / "watermark").write_bytes(b"\1" * 128)
+    result = verify("--data", data, "--repair")
+    assert (result.code, path.read_bytes()) == (4, content)
+    assert "watermark: removed, being damaged" in result.out
+    assert f"gateway: 1 place is damaged in {data}." in result.err
+
+
+def test_repair_waits_for_no_gateway(verify: Callable[..., Result], data: Path) -> None:
+    """While a gateway runs, nothing is repaired, and the sentence names its process."""
+    (data / "a-0" / f"{0:020d}.index").unlink()
+    with DataLock(data):
+        result = verify("--data", data, "--repair")
+    assert (result.code, result.out) == (1, "")
+    assert f"process {os.getpid()} holds" in result.err
+    assert not (data / "a-0" / f"{0:020d}.index").exists()
 
 
 def test_something_else_than_a_data_directory_is_refused(verify: Callable[..., Result], tmp_path: Path) -> None:
