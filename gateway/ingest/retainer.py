@@ -39,6 +39,8 @@ USELESS_RETRY_NS = 600 * NS_PER_S
 ROLL_BYTES_MIN = 64 * KIB
 # Room that lasts for less than this, at the rate at which it was taken last, is looked at again at once.
 LOOK_AHEAD_NS = 3 * NS_PER_S
+# Ages are looked at at least so often.
+AGE_INTERVAL_NS_MAX = 60 * NS_PER_S
 # A stream whose segments cannot be deleted is left alone for so long.
 TROUBLE_NS = 60 * NS_PER_S
 
@@ -193,20 +195,24 @@ class Retainer:
     def _retain(self, kept: Kept) -> bool:
         """Delete what the stream's own limits say; True if a round was not enough."""
         limits = self._settings(kept.stream).retention
-        by_age = by_size = 0
+        count, limit = 0, "size"
         if limits.size_bytes is not None:
-            by_size = expired_by_size(kept.table, kept.position, limits.size_bytes)
+            count = expired_by_size(kept.table, kept.position, limits.size_bytes, most=ROUND_SEGMENTS_MAX)
         if limits.age_ns is not None and not self._doubt:
             by_age = self._expired(kept, limits.age_ns)
-        count = max(by_age, by_size)
+            count, limit = (by_age, "age") if by_age > count else (count, limit)
         if not count:
             return False
-        done = min(count, ROUND_SEGMENTS_MAX)
-        deleted_bytes = sum(kept.delete_first() for _ in range(done))
-        self._say_deleted(kept, done, deleted_bytes, "age" if by_age >= by_size else "size")
-        return done < count
+        self._say_deleted(kept, count, sum(kept.delete_first() for _ in range(count)), limit)
+        kept.aged_ns = None
+        return count == ROUND_SEGMENTS_MAX
 
     def _expired(self, kept: Kept, age_ns: int) -> int:
+        """How many segments are too old. Looked at no more often than such an age can make a difference."""
+        interval_ns = min(AGE_INTERVAL_NS_MAX, max(NS_PER_S, age_ns // 1000))
+        if kept.aged_ns is not None and self._now_ns - kept.aged_ns < interval_ns:
+            return 0
+        kept.aged_ns = self._now_ns
         now_ms, age_ms = self.watch.now_ms, age_ns // NS_PER_MS
         unset = list(implausible(kept.table, kept.ages))
         if unset:
@@ -214,14 +220,12 @@ class Retainer:
             shift_ms = now_ms - max(segment.newest_ms for segment in unset)
             kept.ages.add(unset[0].base_offset, unset[-1].base_offset + 1, shift_ms)
         self._roll_idle(kept, now_ms, age_ms)
-        return expired_by_age(kept.table, kept.ages, now_ms, age_ms)
+        return expired_by_age(kept.table, kept.ages, now_ms, age_ms, most=ROUND_SEGMENTS_MAX)
 
     def _roll_idle(self, kept: Kept, now_ms: int, age_ms: int) -> None:
-        """Seal an active segment in which nothing is young enough any more; the next round deletes it."""
-        interval_ns = min(60 * NS_PER_S, max(NS_PER_S, age_ms * NS_PER_MS // 8))
-        if kept.index is None or kept.rolled_base == kept.base or self._now_ns - kept.idle_asked_ns < interval_ns:
+        """Seal an active segment in which nothing is young enough any more; a later round deletes it."""
+        if kept.index is None or kept.position == 0 or kept.rolled_base == kept.base:
             return
-        kept.idle_asked_ns = self._now_ns
         newest_ms = kept.active_newest_ms()
         if newest_ms is not None and newest_ms < now_ms - age_ms:
             self._roll(kept)
