@@ -42,7 +42,9 @@ def test_the_shipped_readers_agree(first, tmp_path: Path):
         materialize(run.disk, "/disk", data)
         report, _ = repair(data, deep=True)
         # A segment that was replaced after a failed sync may keep room behind its end.
-        damages = [damage for damage in report.damages if "zero bytes after" not in damage.problem or not run.plan.faults]
+        damages = [
+            damage for damage in report.damages if "zero bytes after" not in damage.problem or not run.plan.faults
+        ]
         assert not damages, f"seed {seed}: {damages}"
         for found in list_partitions(data):
             model = next(model for model in run.models if model.name == f"/disk/{found.path.name}")
@@ -65,4 +67,6 @@ def test_the_same_seed_does_the_same(seed):
     second.go()
     assert first.disk.operations == second.disk.operations
     assert first.disk.digest == second.disk.digest
-    assert [text for text in first.story if "sync_ns" not in text] == [text for text in second.story if "sync_ns" not in text]
+    assert [text for text in first.story if "sync_ns" not in text] == [
+        text for text in second.story if "sync_ns" not in text
+    ]
