@@ -206,7 +206,7 @@ class _Recovery:
         return self.walk.run(self._from_mark(mark), set(later))
 
     def _is_deleted(self, mark: Watermark, later: list[int]) -> bool:
-        """Is the watermark's segment one that retention deleted? It deletes from the front, however old the watermark."""
+        """Did retention delete the watermark's segment? It deletes from the front, however old the watermark is."""
         return bool(later) and later[0] >= mark.durable_offset and self.catalog.first_base == later[0]
 
     def _walk_all_of(self, mark: Watermark, end: int, stops: set[int]) -> Tail:
