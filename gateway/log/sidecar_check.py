@@ -87,9 +87,7 @@ class SidecarCheck:
                 continue
             if len(data) < size or batch.crc32c(data) != wanted:
                 self.to_rebuild.append(mark.segment_base)
-                problem = (
-                    f"the index's first {size} bytes are not those that the watermark speaks of; {REBUILD}"
-                )
+                problem = f"the index's first {size} bytes are not those that the watermark speaks of; {REBUILD}"
                 self._on_damage(Damage(path, 0, problem, f"0x{wanted:08x}", f"0x{batch.crc32c(data):08x}"))
 
     def finish(self) -> None:
