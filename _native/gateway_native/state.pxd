@@ -100,6 +100,7 @@ cdef struct Partition:
     Sealed* sealed
     bint new_directory              # its entry in the parent is not synced yet
     bint new_files                  # the directory has entries that are not synced yet
+    bint mark_unsynced              # the watermark on the disk is missing, or one of before this partition was opened
     bint full_disk                  # `pending` waits for room on the disk
     bint refusing                   # there was none: records are refused
     bint refusals_open              # a producer has not yet looked at what was refused

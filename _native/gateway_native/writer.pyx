@@ -165,6 +165,8 @@ cdef int open_batch(WriterState* w, Partition* p, RingSlot* slot) noexcept nogil
         append_open_batch(w, p)
         if gw_load_relaxed(&p.failed):
             return -1
+        if p.refusing:
+            return 0
     p.open = take_buffer(w, BATCH_HEADER_BYTES + most, p.batch_bytes)
     if p.open is NULL:
         w.starved = True
@@ -210,6 +212,8 @@ cdef int begin_after_step(WriterState* w, Partition* p, int64_t timestamp) noexc
         append_open_batch(w, p)
         if gw_load_relaxed(&p.failed):
             return -1
+        if p.refusing:
+            return 0
     p.roll = p.clock_record = True
     p.clock_old = p.last_timestamp
     p.clock_steps = w.clock_steps
@@ -235,7 +239,10 @@ cdef bint take_record(WriterState* w, uint64_t ring_index, RingSlot* slot) noexc
         if begin_after_step(w, p, timestamp) < 0:
             bump(&p.lost, 1)
             return True
-    ready = open_batch(w, p, slot)
+    ready = open_batch(w, p, slot) if not p.refusing else 0
+    if p.refusing:
+        # Room was to be made for it, and that met the full disk.
+        return take_troubled(w, p, ring_index, slot) > 0
     if ready < 0:
         bump(&p.lost, 1)
         return True
@@ -578,7 +585,7 @@ cdef int open_existing(Writer writer, Partition* p) except -1:
         raise OSError(-p.watermark_fd, "cannot open the watermark", directory)
     # The recovery point, which may say that the log was closed cleanly, is replaced on the disk before anything is
     # acknowledged.
-    p.new_files = True
+    p.new_files = p.mark_unsynced = True
     watermark_encode(encoded, &p.durable)
     failed = w.ops.write_at(p.watermark_fd, encoded, WATERMARK_BYTES, 0)
     if failed:

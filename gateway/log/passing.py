@@ -12,7 +12,10 @@ from typing import NamedTuple
 from gateway_native import batch
 
 from gateway.log.layout import BATCH_BYTES_MAX
-from gateway.log.segment import CHUNK_BYTES, Segment, WalkEnd
+from gateway.log.segment import CHUNK_BYTES, BatchHeader, Segment, WalkEnd
+
+# The CRC covers a batch from its attributes on.
+_CHECKED_FROM = 21
 
 
 class Passed(NamedTuple):
@@ -38,7 +41,7 @@ def pass_over(segment: Segment, stopped: WalkEnd, end: int, offset_max: int) -> 
 
 
 def _behind(segment: Segment, stopped: WalkEnd, end: int, offset_min: int, offset_max: int) -> int | None:
-    header = segment.header(stopped.position)
+    header = segment.header(stopped.position, any_magic=True)
     if header is not None and batch.HEADER_BYTES - batch.LENGTH_PREFIX_BYTES <= header.length <= BATCH_BYTES_MAX:
         following = stopped.position + batch.LENGTH_PREFIX_BYTES + header.length
         if following == end:
@@ -49,9 +52,9 @@ def _behind(segment: Segment, stopped: WalkEnd, end: int, offset_min: int, offse
     if header is not None and header.base_offset == offset_min and header.last_offset_delta >= 0:
         # Its length is wrong, but not, it seems, how many records it has.
         near = min(end, start + 2 * BATCH_BYTES_MAX)
-        for found in _batches(segment, start, near, header.last_offset + 1, offset_max):
-            if _base_offset(segment, found) == header.last_offset + 1:
-                return found
+        found, is_end = _by_checksum(segment, stopped.position, near, header, offset_max)
+        if found is not None or (is_end and near == end):
+            return found
     first = None
     for found in _batches(segment, start, end, offset_min, offset_max):
         if _fits_on(segment, found, end):
@@ -65,6 +68,34 @@ def _batches(segment: Segment, position: int, end: int, offset_min: int, offset_
     while (found := segment.find_batch(position, end, offset_min, offset_max)) is not None:
         yield found
         position = found + 1
+
+
+def _by_checksum(
+    segment: Segment, position: int, end: int, header: BatchHeader, offset_max: int
+) -> tuple[int | None, bool]:
+    """The batch that begins with the offset after the damaged one's last, best where its CRC-32C comes out right.
+
+    That proves that only the length is wrong, and where the batch ends: also at `end`, and then the second is true.
+    """
+    first = None
+    crc, at = 0, position + _CHECKED_FROM
+    for found in _batches(segment, position + 1, end, header.last_offset + 1, offset_max):
+        if _base_offset(segment, found) != header.last_offset + 1:
+            continue
+        crc, at = _crc(segment, at, found, crc), max(at, found)
+        if crc == header.crc and at == found:
+            return found, False
+        first = found if first is None else first
+    return first, first is None and _crc(segment, at, end, crc) == header.crc
+
+
+def _crc(segment: Segment, position: int, end: int, crc: int) -> int:
+    """Go on with a CRC-32C; -1 if something cannot be read."""
+    while position < end and crc >= 0:
+        data, unreadable = segment.read_some(position, min(CHUNK_BYTES, end - position))
+        crc = -1 if unreadable or not data else batch.crc32c(data, crc)
+        position += len(data)
+    return crc
 
 
 def _base_offset(segment: Segment, position: int) -> int | None:

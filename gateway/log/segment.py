@@ -134,10 +134,10 @@ class Segment:
             position += len(piece)
         return b"".join(pieces), 0 if position >= end else number
 
-    def header(self, position: int) -> BatchHeader | None:
+    def header(self, position: int, *, any_magic: bool = False) -> BatchHeader | None:
         """The header at `position`, unchecked except for its magic byte; None if there is none."""
         data, _ = self.read_some(position, batch.HEADER_BYTES)
-        if len(data) < batch.HEADER_BYTES or data[16] != batch.MAGIC:
+        if len(data) < batch.HEADER_BYTES or (data[16] != batch.MAGIC and not any_magic):
             return None
         return BatchHeader(*_HEADER.unpack(data))
 

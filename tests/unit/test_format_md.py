@@ -6,6 +6,7 @@ import logging
 import re
 import struct
 import warnings
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ import pytest
 from gateway_adapters.mqtt.headers import RESERVED, message_headers
 from gateway_adapters.rtsp.access_units import CODEC_NAMES, AccessUnit
 from gateway_adapters.rtsp.recorder import Recorder
-from gateway_native import batch, watermark
+from gateway_native import batch, summary, watermark
 
 from gateway.clock import NS_PER_MS
 from gateway.log import layout
@@ -83,14 +84,16 @@ def test_batch_example_is_explained_byte_by_byte() -> None:
 
 def test_watermark_example_is_what_the_encoder_writes() -> None:
     """The worked example of the watermark is what the code makes of the numbers above it."""
-    assert hex_dump("Epoch 3, 90 bytes") == watermark.encode(watermark.Watermark(3, 0, 90, 7))
+    mark = watermark.Watermark(3, 0, 90, 7, flags=watermark.INDEXES_WHOLE)
+    assert hex_dump("Epoch 3, 90 bytes") == watermark.encode(mark)
 
 
 @pytest.mark.parametrize(
     ("words", "end"),
     [
         ("## 3. Record batch", batch.HEADER_BYTES),
-        ("## 5. Watermark", len(watermark.encode(watermark.Watermark(1, 0, 0, 0)))),
+        ("## 5. Watermark", watermark.BYTES),
+        ("## 6. Summ", summary.BYTES),
     ],
 )
 def test_positions_are_the_sums_of_the_widths(words: str, end: int) -> None:
@@ -109,6 +112,23 @@ def test_batch_layout_is_the_one_that_the_code_reads() -> None:
     kinds = [codes[kind] for _, kind in fields("## 3. Record batch") if kind in codes]
     values = struct.unpack_from(">" + "".join(kinds), batch.encode(EXAMPLE, 5))
     assert values == (5, 79, 0, 2, 0x51F8BB1B, 0, 1, T0, T0 + 7, -1, -1, -1, 2)
+
+
+@pytest.mark.parametrize(
+    ("words", "encode"),
+    [
+        ("## 5. Watermark", lambda values: watermark.encode(watermark.Watermark(*values))),
+        ("## 6. Summ", lambda values: summary.encode(summary.Summary(*values))),
+    ],
+)
+def test_small_files_are_laid_out_as_documented(words: str, encode: Callable[[list[int]], bytes]) -> None:
+    """Numbers in the order of the document stand where it says, in its types, little-endian, the checksum last."""
+    codes = {"i64": "q", "u64": "Q", "u32": "I", "8 B": "8s"}
+    kinds = [codes[kind] for _, kind in fields(words)]
+    values = list(range(11, 11 + sum(kind != "8s" for kind in kinds) - 1))
+    data = encode(values)
+    found = struct.unpack("<" + "".join(kinds), data)
+    assert [value for value in found if not isinstance(value, bytes)] == [*values, batch.crc32c(data[:-4])]
 
 
 def test_meta_json_has_the_documented_keys(tmp_path: Path) -> None:
