@@ -14,10 +14,9 @@ from gateway_native.ring import Ring
 from gateway_native.writer import Writer
 
 from bench.native import load_module
+from gateway.ingest.disk import SYNCFS_FILES
 
 RING_BYTES = 16 * 2**20
-# From so many dirty streams on, one syncfs instead of a sync of each: what log_many_streams found to pay.
-SYNCFS_FILES = 8
 FLUSH_TIMEOUT_S = 300.0
 
 

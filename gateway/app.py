@@ -179,6 +179,8 @@ class App:
                     "acknowledged records are gone: the log ends before what was durable",
                     extra={"fields": {"stream": stream, "records": found.lost_records}},
                 )
+            for sentence in found.skipped:
+                logger.warning("recovery left something out", extra={"fields": {"stream": stream, "what": sentence}})
             for path in found.set_aside:
                 logger.warning("segment set aside", extra={"fields": {"stream": stream, "file": str(path)}})
             if found.cut_bytes:

@@ -77,6 +77,15 @@ cdef void publish(WriterState* w, Partition* p) noexcept nogil:
             gw_store_release(&w.rings[i].acked[p.index], p.commit_sequence[i])
 
 
+cdef int sync_watermark(WriterState* w, Partition* p) noexcept nogil:
+    """Written again first: had an earlier sync failed, its page would be clean, and this one succeed without it."""
+    cdef uint8_t encoded[WATERMARK_BYTES]
+    cdef int failed
+    watermark_encode(encoded, &p.durable)
+    failed = w.ops.write_at(p.watermark_fd, encoded, WATERMARK_BYTES, 0)
+    return failed if failed else timed_sync(w, p.watermark_fd, True)
+
+
 cdef void sync_partition(WriterState* w, Partition* p, bint covered) noexcept nogil:
     """Everything the commit speaks of, in the order that a crash in between can be recovered from."""
     cdef uint64_t step = STEP_SYNC_SEALED
@@ -88,7 +97,7 @@ cdef void sync_partition(WriterState* w, Partition* p, bint covered) noexcept no
         # The recovery point: of an earlier commit, so never too far. A reader must not meet an empty one beside
         # committed data, and a clean one must be gone before anything follows it.
         step = STEP_SYNC_DIRECTORY
-        failed = timed_sync(w, p.watermark_fd, True)
+        failed = sync_watermark(w, p)
     if failed == 0 and p.commit_new_files and not covered:
         step = STEP_SYNC_DIRECTORY
         failed = w.ops.sync_directory(p.directory)

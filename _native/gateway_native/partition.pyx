@@ -512,6 +512,7 @@ cdef void collect_partition(WriterState* w, Partition* p) noexcept nogil:
         # What needed a sync needs one still.
         p.new_directory = p.new_directory or p.commit_new_directory
         p.new_files = p.new_files or p.commit_new_files
+        p.mark_unsynced = p.mark_unsynced or p.commit_sync_mark
         begin_rewrite(w, p, -p.commit_errno, p.commit_step)
         free_sealed(p)
         return
@@ -521,6 +522,7 @@ cdef void collect_partition(WriterState* w, Partition* p) noexcept nogil:
         p.durable_sequence[i] = p.commit_sequence[i]
     if p.commit_sync_mark:
         p.mark_synced_position = p.commit_mark.position
+        p.mark_unsynced = False
     release_buffers(w, &p.commit_batches)
     if p.rewriting:
         rewrite(w, p)

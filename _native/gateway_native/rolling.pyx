@@ -68,17 +68,42 @@ cdef int create_directory(WriterState* w, Partition* p, int64_t base_offset) noe
         close_counted(w, &fd)
         return failed
     p.watermark_fd = fd
+    p.mark_unsynced = True
     p.durable = mark
     return 0
 
 
+cdef int sync_mark(WriterState* w, Partition* p) noexcept nogil:
+    """Before there is a second segment, the watermark on the disk must be one of this opening.
+
+    Without one, recovery takes every segment but the last for committed; and one of a clean end says that there is no
+    other. Hardly ever needed: the first commit syncs the watermark anyway.
+    """
+    cdef uint8_t encoded[WATERMARK_BYTES]
+    cdef int failed = 0
+    if not p.in_commit:             # then the flusher may be writing a newer one, and nothing has failed yet
+        watermark_encode(encoded, &p.durable)
+        failed = w.ops.write_at(p.watermark_fd, encoded, WATERMARK_BYTES, 0)
+    if failed == 0:
+        failed = w.ops.sync_all(p.watermark_fd)
+    if failed == 0:
+        failed = w.ops.sync_directory(p.directory)
+    if failed == 0 and (p.new_directory or (p.in_commit and p.commit_new_directory)):
+        failed = w.ops.sync_directory(p.parent)
+    if failed == 0:
+        p.mark_unsynced = False
+    return failed
+
+
 cdef int create_segment(WriterState* w, Partition* p, int64_t base_offset) noexcept nogil:
-    cdef int failed
+    cdef int failed = 0
     cdef Active* active
     if p.watermark_fd < 0:
         failed = create_directory(w, p, base_offset)
-        if failed:
-            return failed
+    elif p.mark_unsynced:
+        failed = sync_mark(w, p)
+    if failed:
+        return failed
     active = <Active*>calloc(1, sizeof(Active))
     if active is NULL:
         return -ENOMEM
@@ -325,6 +350,9 @@ cdef void close_partition(WriterState* w, Partition* p) noexcept nogil:
         gw_store_relaxed(&p.failed_step, STEP_SEAL)
     if p.active.index_error or w.ops.sync_all(p.active.index_fd) or w.ops.sync_all(p.active.time_fd):
         bump(&p.index_errors, 1)
+        everything = False
+    # What never came to a commit is not promised, but a clean end says that all names are on the disk.
+    if p.new_files and w.ops.sync_directory(p.directory) or p.new_directory and w.ops.sync_directory(p.parent):
         everything = False
     close_active(w, p)
     if everything and failed == 0:

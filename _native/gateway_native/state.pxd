@@ -73,6 +73,17 @@ cdef struct Refusal:                # what one ring had refused in one partition
     uint64_t looked                 # 1: first_ns was read, the next refusal sets it anew
 
 cdef struct Partition:
+    # What every record touches: the writer's, side by side.
+    Batch* open
+    bint troubled                   # one of the states below, or failed: records take the slow way
+    bint dirty
+    bint ack_memory                 # fixed by add_partition
+    bint clock_record               # the next batch begins with a clock record
+    int64_t next_offset
+    int64_t last_timestamp          # ms
+    uint64_t clock_steps            # the writer's count when last looked at
+    uint64_t forward_steps
+    uint64_t drained[RINGS_MAX]     # last sequence of each ring that is in a batch
     # Fixed by add_partition.
     uint32_t index
     char* directory
@@ -80,19 +91,16 @@ cdef struct Partition:
     int64_t segment_bytes
     int64_t segment_age_ms          # 0: no limit
     uint64_t linger_ns
-    bint ack_memory
     bint refuse_when_full           # refuse at once; otherwise retention has FULL_PATIENCE_NS to make room
     uint64_t epoch
     # The writer's.
     Active* active                  # NULL before the first record of a new partition
-    Batch* open
     BatchList pending               # finished, not appended: the disk is full, or the segment is being replaced
     BatchList kept                  # appended since the last commit; kept until durable
     Sealed* sealed
     bint new_directory              # its entry in the parent is not synced yet
     bint new_files                  # the directory has entries that are not synced yet
-    bint dirty
-    bint troubled                   # any of the next five, or failed: records take the slow way
+    bint mark_unsynced              # the watermark on the disk is missing, or one of before this partition was opened
     bint full_disk                  # `pending` waits for room on the disk
     bint refusing                   # there was none: records are refused
     bint refusals_open              # a producer has not yet looked at what was refused
@@ -100,21 +108,15 @@ cdef struct Partition:
     bint rewritten                  # replaced since the last durable commit: a second failure is final
     bint in_commit                  # part of the commit under way
     bint roll                       # the open batch, or the next one, begins a new segment: the clock stepped
-    bint clock_record               # … and that batch begins with a clock record
     size_t batch_bytes              # its last batch: the next one gets a buffer for as much
     int rewrite_errno               # what made `rewriting`
     uint64_t rewrite_step
     uint64_t full_since_ns
     int64_t clock_old               # ms, for the clock record
-    int64_t next_offset
     int64_t appended_offset         # next offset after what is appended
-    int64_t last_timestamp          # ms
     int64_t appended_timestamp      # ms, of the latest record that is appended
     int64_t manifest_bytes          # end of the manifest's last entry; -1: there is none to go on with
     int64_t mark_synced_position    # how far of the active segment the watermark on the disk reaches
-    uint64_t clock_steps            # the writer's count when last looked at
-    uint64_t forward_steps
-    uint64_t drained[RINGS_MAX]     # last sequence of each ring that is in a batch
     uint64_t appended[RINGS_MAX]    # … in a batch that is appended
     uint64_t durable_sequence[RINGS_MAX]    # … in one that is durable
     uint64_t pending_bytes          # capacity of `pending`
@@ -184,6 +186,7 @@ cdef struct WriterState:
     uint64_t dirty_linger_ns
     uint64_t dirty_bytes
     uint64_t dirty_waiting          # records since the last commit whose senders wait
+    uint64_t waiting_in_commit      # how many of these had come when the last commit ended
     uint64_t last_arrival_ns
     uint64_t last_commit_ns
     uint64_t full_partitions        # with `full_disk`

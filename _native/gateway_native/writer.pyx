@@ -101,12 +101,16 @@ cdef extern from "<poll.h>" nogil:
 
 cdef enum:
     NS_PER_S = 1000000000
-    # Those who wait for acknowledgements fall silent when all of them wait: then commit at once, …
+    # Clients that each wait for their last acknowledgement before they publish again fall silent together: then commit at
+    # once, if it pays, …
     QUIET_NS = 150000
+    QUIET_WAITING_MIN = 8
     # … unless more spacing than usual was asked for, to spare the disk, or so many wait that the spacing holds up nobody:
     # they get 25,000 acknowledgements a second with it.
     QUIET_LINGER_NS_MAX = 5000000
     QUIET_WAITING_MAX = 128
+    # Who publishes while others' records are being synced waits for nobody: that is no such group. A few are late.
+    QUIET_LATE_PART = 4
     # Where nobody waits for an acknowledgement, few bytes may wait this long for company.
     RELAXED_SPACING_NS = 100000000
     RELAXED_BYTES = 1048576
@@ -161,6 +165,8 @@ cdef int open_batch(WriterState* w, Partition* p, RingSlot* slot) noexcept nogil
         append_open_batch(w, p)
         if gw_load_relaxed(&p.failed):
             return -1
+        if p.refusing:
+            return 0
     p.open = take_buffer(w, BATCH_HEADER_BYTES + most, p.batch_bytes)
     if p.open is NULL:
         w.starved = True
@@ -206,6 +212,8 @@ cdef int begin_after_step(WriterState* w, Partition* p, int64_t timestamp) noexc
         append_open_batch(w, p)
         if gw_load_relaxed(&p.failed):
             return -1
+        if p.refusing:
+            return 0
     p.roll = p.clock_record = True
     p.clock_old = p.last_timestamp
     p.clock_steps = w.clock_steps
@@ -231,7 +239,10 @@ cdef bint take_record(WriterState* w, uint64_t ring_index, RingSlot* slot) noexc
         if begin_after_step(w, p, timestamp) < 0:
             bump(&p.lost, 1)
             return True
-    ready = open_batch(w, p, slot)
+    ready = open_batch(w, p, slot) if not p.refusing else 0
+    if p.refusing:
+        # Room was to be made for it, and that met the full disk.
+        return take_troubled(w, p, ring_index, slot) > 0
     if ready < 0:
         bump(&p.lost, 1)
         return True
@@ -251,7 +262,8 @@ cdef bint take_record(WriterState* w, uint64_t ring_index, RingSlot* slot) noexc
     p.open.counts[ring_index] += 1
     p.open.content_bytes[ring_index] += <uint64_t>slot.key_bytes + slot.value_bytes + slot.headers_bytes
     w.dirty_bytes += slot.size
-    mark_dirty(w, p)
+    if not p.dirty:
+        mark_dirty(w, p)
     if slot.flags & (SLOT_WANTS_ACK | SLOT_GAP):
         p.open.waiting_rings |= <uint32_t>1 << ring_index
         w.dirty_waiting += 1
@@ -381,6 +393,7 @@ cdef void collect_commit(WriterState* w) noexcept nogil:
         p = p.next_commit
     w.commit_list = NULL
     w.commits_ended += 1
+    w.waiting_in_commit = w.dirty_waiting
     w.starved = False
     gw_store_release(&w.commit_state, COMMIT_IDLE)
 
@@ -394,7 +407,8 @@ cdef uint64_t commit_due(WriterState* w) noexcept nogil:
         return 0
     if w.dirty_waiting:
         due = w.last_commit_ns + linger
-        if linger > QUIET_LINGER_NS_MAX or w.dirty_waiting > QUIET_WAITING_MAX:
+        if linger > QUIET_LINGER_NS_MAX or not QUIET_WAITING_MIN <= w.dirty_waiting <= QUIET_WAITING_MAX \
+                or w.waiting_in_commit * QUIET_LATE_PART > w.dirty_waiting:
             return due
         return due if due < w.last_arrival_ns + QUIET_NS else w.last_arrival_ns + QUIET_NS
     if w.dirty_bytes < RELAXED_BYTES and linger < RELAXED_SPACING_NS:
@@ -571,7 +585,7 @@ cdef int open_existing(Writer writer, Partition* p) except -1:
         raise OSError(-p.watermark_fd, "cannot open the watermark", directory)
     # The recovery point, which may say that the log was closed cleanly, is replaced on the disk before anything is
     # acknowledged.
-    p.new_files = True
+    p.new_files = p.mark_unsynced = True
     watermark_encode(encoded, &p.durable)
     failed = w.ops.write_at(p.watermark_fd, encoded, WATERMARK_BYTES, 0)
     if failed:

@@ -117,12 +117,11 @@ def _clock_warnings(config: Config) -> list[str]:
     aged = sorted(name for name, stream in config.streams.items() if stream.retention.age_ns is not None)
     if not aged or config.site.clock == "trusted" or is_synchronised():
         return []
-    return [
-        (
-            f"streams.{aged[0]}.retention: waits, as far as it is by age, while the kernel calls the clock unsynchronised, "
-            f'as it does now; where no NTP runs, [site] clock = "trusted" says that the clock is right'
-        )
-    ]
+    sentence = (
+        f"streams.{aged[0]}.retention: waits, as far as it is by age, while the kernel calls the clock unsynchronised, "
+        'as it does now; where no NTP runs, [site] clock = "trusted" says that the clock is right'
+    )
+    return [sentence]
 
 
 def _forecast(config: Config) -> dict[str, Any]:

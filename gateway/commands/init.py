@@ -23,6 +23,12 @@ data = "{data}"              # where the streams are kept
 [site]
 name = "{name}"
 timezone = "{timezone}"      # times without a zone mean this one, for everybody who reads
+# clock = "trusted"            # where no NTP runs: retention by age then does not wait for a synchronised clock
+
+# --- the disk ---------------------------------------------------------------------------------------------------
+
+# [disk]
+# reserve = "2GiB"              # never filled; before it is reached, the oldest segments are deleted
 
 # --- streams ----------------------------------------------------------------------------------------------------
 # A stream needs no entry here: it appears with its first record. These are the keys, with their defaults.
@@ -32,6 +38,8 @@ ack = "disk"                    # a publish is acknowledged when its record is o
 linger = "5ms"                  # least time between two commits of a busy stream
 segment_size = "1GiB"           # a file of the log is sealed at this size …
 segment_age = "7d"              # … or at this age
+when_full = "delete-oldest"     # "refuse": this stream keeps what it has, and refuses records while the disk is full
+# retention = ["30d", "100GiB"] # at most so old and so much; default: as much as the disk holds
 
 # --- sensors ----------------------------------------------------------------------------------------------------
 

@@ -29,6 +29,7 @@ from gateway.ingest import disk
 from gateway.ingest.clock_watch import Clocks, ClockWatch
 from gateway.ingest.gaps import Gaps
 from gateway.ingest.keeper import Job, Keeper
+from gateway.ingest.rebuilder import Rebuilder
 from gateway.ingest.refusals import Refusals
 from gateway.ingest.retainer import Retainer
 from gateway.ingest.troubles import Troubles
@@ -103,6 +104,7 @@ class Engine:
             settings=self._settings,
             partitions=lambda: self.streams,
         )
+        self._rebuilder = Rebuilder()
         self._troubles = Troubles(self.writer, self.retainer)
         self._clock_steps = 0
         refusals = Refusals(self.writer, self.gaps, lambda: self.streams, self._source_of)
@@ -113,6 +115,7 @@ class Engine:
                 Job("refusals", refusals.look, GAP_INTERVAL_NS, on_health=True),
                 Job("gaps", self.gaps.flush, GAP_INTERVAL_NS),
                 Job("clock", self._say_clock_steps, GAP_INTERVAL_NS),
+                Job("rebuilding", self._rebuilder.look, GAP_INTERVAL_NS),
             ],
             on_health,
         )
@@ -160,6 +163,7 @@ class Engine:
         self._partitions[stream] = index
         self._recovered[stream] = found
         self._count_damage(stream, found)
+        self._rebuilder.add(stream, directory, found)
         return index
 
     def _count_damage(self, stream: str, found: Recovered) -> None:
@@ -240,6 +244,7 @@ class Engine:
 
     def _close_keeper(self) -> None:
         """End the keeper; then write what losses are still to be written, as far as there is room."""
+        self._rebuilder.stop()
         if not self.keeper.stop():
             return  # its disk hangs; what it has to write would not be written either
         self.keeper.close()
@@ -270,6 +275,7 @@ class Engine:
             "disk": self.retainer.statistics(),
             "losses": self.gaps.statistics(),
             "keeper": self.keeper.statistics(),
+            "rebuilding": self._rebuilder.statistics(),
         }
 
     def troubles(self) -> dict[str, str]:

@@ -34,7 +34,8 @@ class Kept:
         """`base` when this gateway first saw it: what it writes itself lies in this segment or behind it."""
         self.rolled_base = -1
         """The segment that sealing was asked for."""
-        self.idle_asked_ns = 0
+        self.aged_ns: int | None = None
+        """Boot time at which its age was looked at last."""
         self.trouble_ns: int | None = None
         self.deleted_segments = 0
         self.deleted_bytes = 0

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 from gateway.ingest.gaps import EVERYTHING_ELSE, Gaps
+
+logger = logging.getLogger("gateway.engine")
 
 
 class RefusingWriter(Protocol):
@@ -52,6 +55,7 @@ class Refusals:
             known_count, known_size = self._seen.get((stream, ring), (0, 0))
             self._seen[stream, ring] = (count, size)
             if count > known_count:
+                self._say(stream, self._source_of(ring, stream), count - known_count)
                 self._gaps.add(
                     stream,
                     self._source_of(ring, stream),
@@ -61,3 +65,9 @@ class Refusals:
                     first_ns=first_ns,
                     last_ns=last_ns,
                 )
+
+    @staticmethod
+    def _say(stream: str, source: str, count: int) -> None:
+        """A refusal may be over before the stream's state is looked at; what it cost is said in any case."""
+        fields = {"source": source, "stream": stream, "records": count}
+        logger.warning("records refused, the disk is full", extra={"fields": fields})

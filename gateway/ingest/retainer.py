@@ -37,6 +37,10 @@ USELESS_ROUNDS_MAX = 5
 USELESS_RETRY_NS = 600 * NS_PER_S
 # An active segment with less than this is not worth sealing to get its room back.
 ROLL_BYTES_MIN = 64 * KIB
+# Room that lasts for less than this, at the rate at which it was taken last, is looked at again at once.
+LOOK_AHEAD_NS = 3 * NS_PER_S
+# Ages are looked at at least so often.
+AGE_INTERVAL_NS_MAX = 60 * NS_PER_S
 # A stream whose segments cannot be deleted is left alone for so long.
 TROUBLE_NS = 60 * NS_PER_S
 
@@ -102,6 +106,7 @@ class Retainer:
         self._kept: dict[Path, Kept] = {}
         self._listed_ns: int | None = None
         self._space = Space(0, 0)
+        self._looked_ns = 0
         self._stop: _Stop | None = None
         self._useless_rounds = 0
         self._useless_bytes = 0
@@ -190,20 +195,24 @@ class Retainer:
     def _retain(self, kept: Kept) -> bool:
         """Delete what the stream's own limits say; True if a round was not enough."""
         limits = self._settings(kept.stream).retention
-        by_age = by_size = 0
+        count, limit = 0, "size"
         if limits.size_bytes is not None:
-            by_size = expired_by_size(kept.table, kept.position, limits.size_bytes)
+            count = expired_by_size(kept.table, kept.position, limits.size_bytes, most=ROUND_SEGMENTS_MAX)
         if limits.age_ns is not None and not self._doubt:
             by_age = self._expired(kept, limits.age_ns)
-        count = max(by_age, by_size)
+            count, limit = (by_age, "age") if by_age > count else (count, limit)
         if not count:
             return False
-        done = min(count, ROUND_SEGMENTS_MAX)
-        deleted_bytes = sum(kept.delete_first() for _ in range(done))
-        self._say_deleted(kept, done, deleted_bytes, "age" if by_age >= by_size else "size")
-        return done < count
+        self._say_deleted(kept, count, sum(kept.delete_first() for _ in range(count)), limit)
+        kept.aged_ns = None
+        return count == ROUND_SEGMENTS_MAX
 
     def _expired(self, kept: Kept, age_ns: int) -> int:
+        """How many segments are too old. Looked at no more often than such an age can make a difference."""
+        interval_ns = min(AGE_INTERVAL_NS_MAX, max(NS_PER_S, age_ns // 1000))
+        if kept.aged_ns is not None and self._now_ns - kept.aged_ns < interval_ns:
+            return 0
+        kept.aged_ns = self._now_ns
         now_ms, age_ms = self.watch.now_ms, age_ns // NS_PER_MS
         unset = list(implausible(kept.table, kept.ages))
         if unset:
@@ -211,14 +220,12 @@ class Retainer:
             shift_ms = now_ms - max(segment.newest_ms for segment in unset)
             kept.ages.add(unset[0].base_offset, unset[-1].base_offset + 1, shift_ms)
         self._roll_idle(kept, now_ms, age_ms)
-        return expired_by_age(kept.table, kept.ages, now_ms, age_ms)
+        return expired_by_age(kept.table, kept.ages, now_ms, age_ms, most=ROUND_SEGMENTS_MAX)
 
     def _roll_idle(self, kept: Kept, now_ms: int, age_ms: int) -> None:
-        """Seal an active segment in which nothing is young enough any more; the next round deletes it."""
-        interval_ns = min(60 * NS_PER_S, max(NS_PER_S, age_ms * NS_PER_MS // 8))
-        if kept.index is None or kept.rolled_base == kept.base or self._now_ns - kept.idle_asked_ns < interval_ns:
+        """Seal an active segment in which nothing is young enough any more; a later round deletes it."""
+        if kept.index is None or kept.position == 0 or kept.rolled_base == kept.base:
             return
-        kept.idle_asked_ns = self._now_ns
         newest_ms = kept.active_newest_ms()
         if newest_ms is not None and newest_ms < now_ms - age_ms:
             self._roll(kept)
@@ -246,14 +253,14 @@ class Retainer:
 
     def _keep_room(self) -> bool:
         """Delete the oldest segments of all streams that allow it until there is headroom; True: more to do."""
-        self._space = self._look_at_disk(self.data)
+        soon = self._look_at_room()
         short_bytes = self.plan.free_wanted_bytes - self._space.free_bytes
         if short_bytes <= 0 and any(kept.stalled for kept in self._kept.values()):
             short_bytes = 1  # no room for another reason: inodes, a quota
         if short_bytes <= 0:
             self._resume("there is room")
             self._useless_rounds, self._nothing_left = 0, ""
-            return False
+            return soon
         if self._must_wait():
             return False
         deleted_bytes, before = self._delete_oldest(short_bytes), self._space.free_bytes
@@ -264,6 +271,14 @@ class Retainer:
         self._judge(deleted_bytes, self._space.free_bytes - before)
         self._writer.retry()
         return True
+
+    def _look_at_room(self) -> bool:
+        """See what is free; True if it may be used up before the keeper's next look."""
+        before, before_ns = self._space.free_bytes, self._looked_ns
+        self._space, self._looked_ns = self._look_at_disk(self.data), self._now_ns
+        elapsed_ns = max(self._looked_ns - before_ns, 1)
+        taken_bytes = max(before - self._space.free_bytes, 0) * LOOK_AHEAD_NS // elapsed_ns
+        return self._space.free_bytes - self.plan.reserve_bytes < taken_bytes
 
     def _delete_oldest(self, wanted_bytes: int) -> int:
         """The oldest first, across streams; how many bytes that were."""

@@ -7,12 +7,14 @@ from collections.abc import Mapping
 from datetime import datetime
 from typing import Any, Protocol
 
-from gateway.clock import format_size
+from gateway.clock import NS_PER_S, format_size, monotonic_ns
 from gateway.ingest.disk import space
 from gateway.ingest.retainer import Retainer
 
 # The key of what concerns the whole disk; no stream can have this name.
 DISK = "[disk]"
+# While retention makes room a stream waits for some milliseconds now and then; that is no trouble.
+WAIT_SAID_NS = 2 * NS_PER_S
 
 
 class StateWriter(Protocol):
@@ -28,13 +30,14 @@ class Troubles:
         self._writer = writer
         self._retainer = retainer
         self._since: dict[tuple[str, str], str] = {}
+        self._waiting: dict[str, int] = {}
 
     def look(self, streams: Mapping[str, int]) -> dict[str, str]:
         """By stream, and under DISK for the whole disk: what is wrong now."""
         found: dict[str, str] = {}
         kinds: set[tuple[str, str]] = set()
         for name, index in streams.items():
-            kind = _kind(state := self._writer.partition_state(index))
+            kind = self._kind(name, state := self._writer.partition_state(index))
             if kind:
                 kinds.add((name, kind))
                 found[name] = self._since.setdefault((name, kind), self._sentence(name, kind, state))
@@ -42,6 +45,17 @@ class Troubles:
         if self._retainer.trouble:
             found[DISK] = self._retainer.trouble
         return found
+
+    def _kind(self, name: str, state: Mapping[str, Any]) -> str:
+        if state["failed"]:
+            return "failed"
+        if state["refusing"]:
+            return "refusing"
+        if not state["stalled_errno"]:
+            self._waiting.pop(name, None)
+            return ""
+        since_ns = self._waiting.setdefault(name, monotonic_ns())
+        return "waiting" if monotonic_ns() - since_ns >= WAIT_SAID_NS else ""
 
     def _sentence(self, name: str, kind: str, state: Mapping[str, Any]) -> str:
         if kind == "failed":
@@ -62,11 +76,3 @@ class Troubles:
             f"The stream {name!r} waits for room on the disk since {since} ({os.strerror(state['stalled_errno'])}; "
             f"{room}). Nothing is acknowledged until there is some; it then goes on by itself."
         )
-
-
-def _kind(state: Mapping[str, Any]) -> str:
-    if state["failed"]:
-        return "failed"
-    if state["refusing"]:
-        return "refusing"
-    return "waiting" if state["stalled_errno"] else ""

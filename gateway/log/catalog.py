@@ -48,6 +48,11 @@ class Catalog:
         """Where the next entry goes, once the manifest is complete; -1: it is not."""
 
     @property
+    def first_base(self) -> int | None:
+        """After `scan`: the first segment's."""
+        return self._oldest
+
+    @property
     def has_segments(self) -> bool:
         """After `scan`: there is a segment."""
         return self.last_base is not None

@@ -99,6 +99,8 @@ class Manifest:
         def is_there(number: int) -> bool:
             return files.exists(directory / segment_name(self.base(number)))
 
+        if not len(self) or is_there(0):
+            return 0  # nothing was deleted since the manifest was written: the usual case, and one look
         first = bisect_left(range(len(self)), True, key=is_there)
         step = 1
         while step <= first:

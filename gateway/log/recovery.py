@@ -27,7 +27,7 @@ from gateway.log.files import FILES, FULL, Files
 from gateway.log.index import NO_TIMESTAMP, IndexBuilder
 from gateway.log.index_files import begin_files, continue_indexes, keeps_indexes, summarize, write_indexes
 from gateway.log.layout import CUT_SUFFIX, SIDECAR_SUFFIXES, WATERMARK_FILE, segment_name
-from gateway.log.segment import Damage
+from gateway.log.segment import CHUNK_BYTES, Damage
 from gateway.log.tail import Tail, TailWalk
 
 Progress = Callable[[int, int], None]
@@ -183,7 +183,7 @@ class _Recovery:
         if not last.in_file and mark.durable_offset == 0 and not self.catalog.has_segments:
             return Recovered(epoch=mark.epoch + 1)
         lost = max(mark.durable_offset - tails[0].next_offset, 0)
-        if mark.position > 0 and not tails[0].in_file:
+        if mark.position > 0 and not tails[0].in_file and not self._is_deleted(mark, later):
             lost = mark.durable_offset - mark.segment_base
         return self._finish(tails, mark.epoch + 1, mark.durable_offset, lost)
 
@@ -192,7 +192,8 @@ class _Recovery:
         try:
             size = self.files.size(self._log(base))
         except FileNotFoundError:
-            gone = Tail(base, 0, IndexBuilder(base), 0, mark.durable_offset, in_file=False)
+            next_offset = later[0] if self._is_deleted(mark, later) else mark.durable_offset
+            gone = Tail(base, 0, IndexBuilder(base), 0, next_offset, in_file=False)
             gone.last_timestamp = mark.last_timestamp
             return gone
         self.total_bytes += max(size - mark.position, 0)
@@ -203,6 +204,10 @@ class _Recovery:
             self.total_bytes += min(size, mark.position)
             return self._walk_all_of(mark, min(size, mark.position), set(later))
         return self.walk.run(self._from_mark(mark), set(later))
+
+    def _is_deleted(self, mark: Watermark, later: list[int]) -> bool:
+        """Is the watermark's segment one that retention deleted? It deletes from the front, however old the watermark."""
+        return bool(later) and later[0] >= mark.durable_offset and self.catalog.first_base == later[0]
 
     def _walk_all_of(self, mark: Watermark, end: int, stops: set[int]) -> Tail:
         tail = Tail(mark.segment_base, 0, IndexBuilder(mark.segment_base), 0, mark.segment_base)
@@ -220,7 +225,8 @@ class _Recovery:
         for number, base in enumerate(later):
             before = tails[-1]
             expected = max(before.next_offset, durable_offset)
-            if broken or base != expected or not before.ends_soundly:
+            # What follows the last sound batch of a segment that another goes on from was written again, there.
+            if broken or base != expected:
                 # One below the durable offset contradicts the watermark; nothing in it was ever read.
                 broken = broken or base >= durable_offset
                 self._put_aside(base)
@@ -307,7 +313,27 @@ class _Recovery:
         path = self._log(tail.base_offset)
         if tail.size != tail.position:
             self.files.truncate(path, tail.position)
+        self._write_again(path, self._trusted_bytes(tail), tail.position)
         self.files.sync(path)
+
+    def _trusted_bytes(self, tail: Tail) -> int:
+        """So much of the segment was synced before the watermark spoke of it."""
+        return self.mark.position if self.mark is not None and self.mark.segment_base == tail.base_offset else 0
+
+    def _write_again(self, path: Path, position: int, end: int) -> None:
+        """Make pages dirty that a sync of the last writer may have failed to write: they are clean since, and what was
+        read here may be in memory only. It is little: a writer syncs often, and its watermark every 64 MiB.
+        """
+        file = self.files.open_read(path)
+        try:
+            while position < end:
+                data = file.read(position, min(CHUNK_BYTES, end - position))
+                if not data:
+                    return
+                self.files.write_at(path, data, position)
+                position += len(data)
+        finally:
+            file.close()
 
     def _begin(self, base: int, last_timestamp: int) -> Tail:
         """An empty segment at `base`: offsets that were given out once are never given out again."""

@@ -217,18 +217,18 @@ def age_base_ms(table: SegmentTable, ages: Ages, number: int, now_ms: int) -> in
     return now_ms
 
 
-def expired_by_age(table: SegmentTable, ages: Ages, now_ms: int, age_ms: int) -> int:
-    """How many of the oldest segments hold nothing younger than that."""
+def expired_by_age(table: SegmentTable, ages: Ages, now_ms: int, age_ms: int, *, most: int) -> int:
+    """How many of the oldest segments hold nothing younger than that; no more than `most` are looked at."""
     count = 0
-    while count < len(table) and age_base_ms(table, ages, count, now_ms) < now_ms - age_ms:
+    while count < min(len(table), most) and age_base_ms(table, ages, count, now_ms) < now_ms - age_ms:
         count += 1
     return count
 
 
-def expired_by_size(table: SegmentTable, active_bytes: int, size_bytes: int) -> int:
-    """How many of the oldest segments have to go until the stream has no more than that."""
+def expired_by_size(table: SegmentTable, active_bytes: int, size_bytes: int, *, most: int) -> int:
+    """How many of the oldest segments have to go until the stream has no more than that; at most `most`."""
     total, count = table.bytes + active_bytes, 0
-    while count < len(table) and total > size_bytes:
+    while count < min(len(table), most) and total > size_bytes:
         total -= table[count].log_bytes
         count += 1
     return count

@@ -22,7 +22,7 @@ def active_segment(data: Path) -> Path:
 
 @pytest.mark.parametrize("append", ["mapped", "pwrite"])
 def test_somebody_cuts_the_segment_that_is_being_written(tmp_path: Path, append: str) -> None:
-    """The active log is cut to nothing again and again under load: the gateway lives and acknowledges what comes then."""
+    """The active log is cut to nothing again and again under load: the gateway lives, and acknowledges later ones."""
     with GatewayProcess(tmp_path, extra_toml=f'[disk]\nappend = "{append}"\n{SEGMENTS}') as process:
         process.start()
         publisher = QosOnePublisher(process.port, "c", "load/0")

@@ -17,11 +17,15 @@ class QosOnePublisher(threading.Thread):
     out of order end the thread with `fault` set.
     """
 
-    def __init__(self, port: int, client_id: str, topic: str, *, first: int = 0, window: int = 200) -> None:
+    def __init__(
+        self, port: int, client_id: str, topic: str, *, first: int = 0, window: int = 200, padding: int = 0
+    ) -> None:
+        """padding: so many spaces follow each number."""
         super().__init__(daemon=True)
         self._client_id = client_id.encode()
         self._topic = topic.encode()
         self._window = window
+        self._padding = b" " * padding
         self._socket = socket.create_connection(("127.0.0.1", port), timeout=20)
         self._unacknowledged: deque[int] = deque()
         self._received = b""
@@ -60,8 +64,8 @@ class QosOnePublisher(threading.Thread):
         while len(self._unacknowledged) < self._window:
             packet_id = self.sent % 65_535 + 1
             body = len(self._topic).to_bytes(2, "big") + self._topic + packet_id.to_bytes(2, "big")
-            body += b"%d" % self.sent
-            packets.append(b"\x32" + bytes([len(body)]) + body)
+            body += b"%d" % self.sent + self._padding
+            packets.append(b"\x32" + _length(len(body)) + body)
             self._unacknowledged.append(packet_id)
             self.sent += 1
         self._socket.sendall(b"".join(packets))
@@ -80,3 +84,8 @@ class QosOnePublisher(threading.Thread):
                 return
             self.acknowledged += 1
         self._received = self._received[whole:]
+
+
+def _length(value: int) -> bytes:
+    """A variable byte integer of up to two bytes (MQTT 3.1.1, section 2.2.3)."""
+    return bytes([value]) if value < 128 else bytes([value % 128 | 128, value // 128])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
+from typing import Any
 
 import pytest
 from gateway_adapters.rtsp.access_units import AccessUnit
@@ -18,7 +19,7 @@ def unit(size: int = 10, *, key: bool = False, ticks: int | None = 90) -> Access
     return AccessUnit(b"x" * size, key, ticks, T0, source_time_ns=T0 + 5 if key else None)
 
 
-def recorder_on(recording: Recording, *, record_bytes_max: int = 1 << 20) -> Recorder:
+def recorder_on(recording: Recording, *, record_bytes_max: int = 1 << 20, **more: Any) -> Recorder:
     return Recorder(
         "gate-1",
         "h264",
@@ -26,6 +27,7 @@ def recorder_on(recording: Recording, *, record_bytes_max: int = 1 << 20) -> Rec
         partition=recording.partition("gate-1"),
         record_bytes_max=record_bytes_max,
         logger=logging.getLogger("gateway.camera"),
+        **more,
     )
 
 
@@ -97,5 +99,37 @@ def test_an_access_unit_over_the_limit_is_lost_and_said_so(tmp_path: Path, caplo
         assert (recorder.oversized, recorder.lost_access_units) == (1, 2)
         assert dict(recording.records("gate-1")[-1][4])["lost"] == b"2"
         assert "too large" in caplog.text
+    finally:
+        recording.close()
+
+
+def test_what_is_lost_is_told_for_the_gap_record(tmp_path: Path) -> None:
+    """Each access unit that finds no room or is too large, and each that depends on it, once."""
+    recording = Recording(tmp_path)
+    lost: list[AccessUnit] = []
+    try:
+        recorder = recorder_on(recording, record_bytes_max=1000, on_loss=lost.append)
+        for each in (unit(key=True), unit(1000), unit(1), unit(key=True), unit(1)):
+            recorder.put(each)
+        assert [len(each.value) for each in lost] == [1000, 1]
+    finally:
+        recording.close()
+
+
+def test_what_a_full_disk_refused_costs_everything_up_to_the_next_key_frame(tmp_path: Path) -> None:
+    """The writer counts what it refuses; what builds on it is dropped here, and the next record tells of both."""
+    recording = Recording(tmp_path)
+    refused = [3]  # of an earlier run
+    lost: list[AccessUnit] = []
+    try:
+        recorder = recorder_on(recording, refused=lambda: refused[0], on_loss=lost.append)
+        assert recorder.put(unit(key=True))
+        assert recorder.put(unit())
+        refused[0] += 2
+        assert not recorder.put(unit())
+        assert recorder.put(unit(key=True))
+        assert recorder.put(unit())
+        assert (recorder.refused, recorder.lost_access_units, len(lost)) == (2, 1, 1)
+        assert [dict(row[4]).get("lost") for row in recording.records("gate-1")] == [None, None, b"3", None]
     finally:
         recording.close()

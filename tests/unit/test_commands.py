@@ -166,7 +166,8 @@ def test_where_the_data_is_must_be_said_once(
 
 def test_streams_are_listed(gateway: Callable[..., Result], data: Path) -> None:
     """Offsets, numbers, sizes and times, as a table and as one JSON object."""
-    heading, row = gateway("stream", "list", "--data", data).out.splitlines()
+    heading, row, _, free = gateway("stream", "list", "--data", data).out.splitlines()
+    assert free.endswith("are free.")
     assert heading.split()[:3] == ["STREAM", "RECORDS", "OFFSETS"]
     assert row.split()[:3] == ["telemetry", "5", "0:5"]
     report = json.loads(gateway("stream", "list", "--data", data, "--json").out)
@@ -251,8 +252,11 @@ def test_a_wrong_configuration_is_exit_code_3(gateway: Callable[..., Result], tm
     assert gateway("run", "-c", path) == checked
 
 
-def test_the_check_says_what_is_not_applied_and_what_adds_up(gateway: Callable[..., Result], tmp_path: Path) -> None:
-    """Keys without effect and warnings go to stderr; limits and sums to stdout and into the JSON."""
+def test_the_check_says_what_is_odd_and_what_adds_up(
+    gateway: Callable[..., Result], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Warnings go to stderr; limits and sums to stdout and into the JSON."""
+    monkeypatch.setattr("gateway.commands.config.is_synchronised", lambda: False)
     path = tmp_path / "gateway.toml"
     path.write_text(
         f'data = "{tmp_path}"\n[streams.t]\nretention = "30d"\n[mqtt.listeners.l]\nbind = "0.0.0.0:1883"\n'
@@ -260,13 +264,40 @@ def test_the_check_says_what_is_not_applied_and_what_adds_up(gateway: Callable[.
     )
     result = gateway("config", "check", "-c", path)
     assert result.code == 0
-    assert "not applied in this version: streams.t.retention" in result.err
+    assert "warning: streams.t.retention: waits, as far as it is by age" in result.err
+    assert "descriptors (6 × 2 streams + 10,000 connections" in result.out
+    assert "of reserve, which is never filled" in result.out
     assert "warning: mqtt.listeners.l.bind: is reachable from other machines" in result.err
     report = json.loads(gateway("config", "check", "-c", path, "--json").out)
     limits = report["limits"]
     assert limits["memory_bytes_max"] == limits["rings"] * limits["ring_bytes"] + limits["buffer_bytes"]
     assert report["streams"]["t"]["segment_age_ns"] == 30 * 86_400 * 10**9 // 8
     assert report["data"]["free_bytes"] > 0
+    assert [one["name"] for one in limits["sums"]] == ["descriptors", "mappings", "memory"]
+    assert limits["sums"][2]["needed"] == limits["memory_bytes_max"]
+
+
+def test_the_forecast_says_what_the_disk_will_hold(gateway: Callable[..., Result], data: Path, tmp_path: Path) -> None:
+    """From the rates of what is there: what each stream will hold by its own limits, and when retention begins."""
+    path = tmp_path / "gateway.toml"
+    listener = '[mqtt.listeners.l]\nbind = "127.0.0.1:0"\nroutes = [{ filter = "#", stream = "telemetry" }]\n'
+    path.write_text(f'data = "{data}"\n{listener}[streams.telemetry]\nretention = "5MiB"\n')
+    as_json = gateway("config", "check", "-c", path, "--forecast", "--json")
+    report = json.loads(as_json.out)["forecast"]
+    assert report["streams"]["telemetry"]["bytes"] > 0
+    assert report["streams"]["telemetry"]["bytes_max"] == 5 * 2**20
+    assert report["days_until_full"] is None, "four seconds of records say nothing about a rate"
+    assert "does not fill up" in gateway("config", "check", "-c", path, "--forecast").out
+    path.write_text(f'data = "{tmp_path / "new"}"\n{listener}')
+    assert "nothing is recorded yet" in gateway("config", "check", "-c", path, "--forecast").out
+
+
+def test_deleting_by_hand_leaves_the_last_segment(gateway: Callable[..., Result], data: Path) -> None:
+    """A stream of one segment loses nothing; what is no time is a usage error."""
+    deleted = gateway("stream", "delete", "telemetry", "--before", "now", "--data", data)
+    assert (deleted.code, deleted.out) == (0, "Deleted 0 segments of telemetry, 0 B. It begins at offset 0 now.\n")
+    assert gateway("stream", "delete", "telemetry", "--before", "soon", "--data", data).code == 2
+    assert gateway("stream", "delete", "nope", "--before", "now", "--data", data).code == 1
 
 
 @pytest.mark.parametrize(
@@ -287,7 +318,8 @@ def test_what_is_no_range_of_offsets_is_refused(text: str) -> None:
 
 COMMANDS = [
     ["init"], ["run"], ["demo"], ["simulate"], ["simulate", "sensors"], ["simulate", "camera"], ["stream"],
-    ["stream", "list"], ["read"], ["frame"], ["export"], ["verify"], ["config"], ["config", "check"],
+    ["stream", "list"], ["stream", "delete"], ["read"], ["frame"], ["export"], ["verify"], ["config"],
+    ["config", "check"],
 ]  # fmt: skip
 
 
