@@ -95,7 +95,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser("python -m tests.simulation", description=__doc__)
     parser.add_argument("--seed", type=int, help="run one, and tell what happened")
     parser.add_argument("--operations", action="store_true", help="with --seed: also every operation of the disk")
-    parser.add_argument("--seeds", default="0:1000", help="run a range, FIRST:END; without END until --seconds are over")
+    parser.add_argument(
+        "--seeds", default="0:1000", help="run a range, FIRST:END; without END until --seconds are over"
+    )
     parser.add_argument("--seconds", type=float, help="begin nothing new after so long")
     parser.add_argument("--jobs", type=int, default=2, help="processes")
     options = parser.parse_args(arguments)
@@ -117,7 +119,12 @@ def summarize(outcomes: Iterable[Outcome]) -> int:
             print(f"\r{failure}", flush=True)
         total = Outcome(*(a + b for a, b in zip(total, outcome, strict=True)))  # type: ignore[operator]
         rate = total.seeds / (time.monotonic() - started)
-        print(f"\r{total.seeds:,} seeds, {rate:,.0f}/s, {len(total.failures)} failed ", end="", file=sys.stderr, flush=True)
+        print(
+            f"\r{total.seeds:,} seeds, {rate:,.0f}/s, {len(total.failures)} failed ",
+            end="",
+            file=sys.stderr,
+            flush=True,
+        )
     seconds = time.monotonic() - started
     print(
         f"\r{total.seeds:,} seeds: {total.lives:,} lives, {total.records:,} records, {total.operations:,} operations of the "

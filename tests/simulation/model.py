@@ -100,10 +100,14 @@ class PartitionModel:
     def saw(self, content: LogContent, durable_offset: int) -> None:
         """A reader saw this log, which ends at the durable offset."""
         where = f"{self.name}: a reader"
-        require(durable_offset >= self.durable_offset, f"{where} saw the durable offset go back from "
-                f"{self.durable_offset} to {durable_offset}")
-        require(content.next_offset == durable_offset, f"{where} was promised offsets up to {durable_offset}, and found "
-                f"them up to {content.next_offset}")
+        require(
+            durable_offset >= self.durable_offset,
+            f"{where} saw the durable offset go back from {self.durable_offset} to {durable_offset}",
+        )
+        require(
+            content.next_offset == durable_offset,
+            f"{where} was promised offsets up to {durable_offset}, and found them up to {content.next_offset}",
+        )
         self._compare_with_durable(content, where)
         self._check_rows(content, where)
         self.durable_offset = durable_offset
@@ -132,16 +136,22 @@ class PartitionModel:
     def recovered(self, content: LogContent, next_offset: int, epoch: int) -> None:
         """Recovery came to this log: is everything there that was promised, and nothing else?"""
         where = f"{self.name}: after recovery the log"
-        require(next_offset >= self.durable_offset, f"{where} ends at offset {next_offset}; up to {self.durable_offset} "
-                "it had been durable")
-        require(content.next_offset == next_offset, f"{where} is said to end at offset {next_offset} and ends at "
-                f"{content.next_offset}: {content.problem}")
+        require(
+            next_offset >= self.durable_offset,
+            f"{where} ends at offset {next_offset}; up to {self.durable_offset} it had been durable",
+        )
+        require(
+            content.next_offset == next_offset,
+            f"{where} is said to end at offset {next_offset} and ends at {content.next_offset}: {content.problem}",
+        )
         require(epoch > self.epoch, f"{self.name}: epoch {epoch} follows {self.epoch}")
         # Of a partition that never committed, the first segments may be lost and a later one not.
         lost_front = self.durable_offset == 0 and content.start > 0
         start_max = max(self.start, self.start_max) if self.durable_offset else content.start
-        require(self.start <= content.start <= start_max,
-                f"{where} starts at offset {content.start}, not between {self.start} and {start_max}")
+        require(
+            self.start <= content.start <= start_max,
+            f"{where} starts at offset {content.start}, not between {self.start} and {start_max}",
+        )
         if content.start > self.start:
             self.forget_below(content.start)
         self._compare_with_durable(content, where)
@@ -186,16 +196,23 @@ class PartitionModel:
             if identity is None:
                 continue
             record = self.records.get(identity)
-            require(identity not in self.gone, f"{where} has {identity!r} at offset {offset} again; it had not been there")
+            require(
+                identity not in self.gone, f"{where} has {identity!r} at offset {offset} again; it had not been there"
+            )
             if record is None:
                 raise Violation(f"{where} has {identity!r} at offset {offset}, which was never sent")
             require(identity not in there, f"{where} has {describe(record)} twice, the second time at offset {offset}")
             require(record.verdict != REFUSED, f"{where} has {describe(record)} at offset {offset}; it was refused")
-            require(value is None or value == value_of(identity, record.size),
-                    f"{where} has other bytes in {describe(record)} at offset {offset}")
+            require(
+                value is None or value == value_of(identity, record.size),
+                f"{where} has other bytes in {describe(record)} at offset {offset}",
+            )
             place = (record.life, record.ring)
-            require(record.sequence > last.get(place, 0), f"{where} has {describe(record)} at offset {offset}, behind "
-                    f"sequence {last.get(place)} of the same ring")
+            require(
+                record.sequence > last.get(place, 0),
+                f"{where} has {describe(record)} at offset {offset}, behind "
+                f"sequence {last.get(place)} of the same ring",
+            )
             last[place] = record.sequence
             there.add(identity)
         return there
@@ -223,8 +240,11 @@ class PartitionModel:
         life = max(record.life for record in self.records.values())
         of_life = [record for record in self.records.values() if record.life == life and not record.flags & GAP]
         absent = sum(record.identity not in there and record.identity not in self.deleted for record in of_life)
-        require(absent <= counts.refused + counts.lost, f"{where} lacks {absent} records of a life that ended cleanly, of "
-                f"which {counts.refused} were counted as refused and {counts.lost} as lost")
+        require(
+            absent <= counts.refused + counts.lost,
+            f"{where} lacks {absent} records of a life that ended cleanly, of "
+            f"which {counts.refused} were counted as refused and {counts.lost} as lost",
+        )
 
 
 def describe(record: Record) -> str:

@@ -94,6 +94,7 @@ def identity_of(key: bytes | None, headers: tuple[tuple[str, bytes], ...]) -> by
 
 # -- indexes ----------------------------------------------------------------------------------------------------------
 
+
 def index_problem(disk: Disk, directory: str, segment: SegmentContent) -> str:
     """What is wrong with the indexes of a sealed segment whose summary says that they are whole; empty: nothing."""
     path = path_of(directory, segment.base, "sums")
@@ -118,7 +119,9 @@ def entries_problem(segment: SegmentContent, index: bytes, times: bytes) -> str:
     for relative, position in struct.iter_unpack(">ii", index[: len(index) // 8 * 8]):
         found = by_last.get(segment.base + relative)
         if found is None or found[0] != position or position <= last:
-            return f"an entry of the index of segment {segment.base} names offset {segment.base + relative} at {position}"
+            return (
+                f"an entry of the index of segment {segment.base} names offset {segment.base + relative} at {position}"
+            )
         last = position
     newest = {}
     latest = -1

@@ -397,8 +397,10 @@ class _Life:
             state = self.writer.partition_state(index)
             model.life_counts = Life(state["refused"], state["lost"], state["failed"], clean=not abandon)
             waiting = [record for records in model.waiting for record in records]
-            require(abandon or state["failed"] or not waiting,
-                    f"{model.name}: the writer ended, and {len(waiting)} records have no verdict")
+            require(
+                abandon or state["failed"] or not waiting,
+                f"{model.name}: the writer ended, and {len(waiting)} records have no verdict",
+            )
 
     def _end(self) -> None:
         """Producers see what they can still see, then everything is gone."""
@@ -415,8 +417,10 @@ class _Life:
                 continue
             if model.life_counts is None:
                 model.life_counts = Life(state["refused"], state["lost"], state["failed"], clean=False)
-            require(state["durable_offset"] >= model.durable_offset or state["durable_offset"] == 0,
-                    f"{model.name}: the durable offset went back to {state['durable_offset']}")
+            require(
+                state["durable_offset"] >= model.durable_offset or state["durable_offset"] == 0,
+                f"{model.name}: the durable offset went back to {state['durable_offset']}",
+            )
             model.ended(state["durable_offset"])
         self.run.tell(f"{self.writer.counters}")
         if self.dice.random() < 0.5:

@@ -63,7 +63,9 @@ def test_a_page_that_was_not_synced_is_old_new_or_torn_at_a_sector():
     found = outcomes(prepare)
     assert found[OLD] > 20
     assert found[FRESH] > 20
-    whole = [data for data in found if data and all(len(set(data[p : p + PAGE])) == 1 for p in range(0, len(data), PAGE))]
+    whole = [
+        data for data in found if data and all(len(set(data[p : p + PAGE])) == 1 for p in range(0, len(data), PAGE))
+    ]
     assert len(whole) == 8, "each of three pages old or new"
     assert len(found) > len(whole), "some are torn"
     for data in found:

@@ -64,4 +64,6 @@ def test_the_same_seed_does_the_same(seed):
     second.go()
     assert first.disk.operations == second.disk.operations
     assert first.disk.digest == second.disk.digest
-    assert [text for text in first.story if "sync_ns" not in text] == [text for text in second.story if "sync_ns" not in text]
+    assert [text for text in first.story if "sync_ns" not in text] == [
+        text for text in second.story if "sync_ns" not in text
+    ]
