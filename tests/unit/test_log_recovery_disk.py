@@ -70,6 +70,14 @@ def test_clean_mark_of_another_log_is_not_believed(partition: Partition, change:
     assert found.lost_records == (0 if change else 3)
 
 
+def test_clean_mark_is_not_believed_where_another_segment_was_begun(partition: Partition) -> None:
+    """A power cut may keep the mark of a clean stop beside the segment that the next run began: it is gone on with."""
+    closed(partition)
+    partition.add(make_batches(1, base_offset=120), sealed=False, tail=bytes(4096))
+    found = recover(partition.directory)
+    assert (found.clean, found.segment_base, found.next_offset, found.manifest_bytes) == (False, 120, 123, 2 * 64)
+
+
 def test_only_what_follows_the_watermark_is_read(partition: Partition) -> None:
     """After a crash one listing is made, and of the log only the tail is read, however much lies before it."""
     partition.add(make_batches(20, value_bytes=3000))
@@ -124,6 +132,7 @@ def test_a_full_disk_does_not_keep_a_log_from_opening(partition: Partition, stat
             assert (state, found.position) == (lost, 0)
         if not found.skipped:
             break
+        assert "could not be written" in found.skipped[0]
         again = recover(partition.directory)
         assert (again.next_offset, again.skipped, again.segment_base >= 0) == (end, (), True)
         for base in maintenance.missing(partition.directory):
