@@ -27,10 +27,11 @@ class SmallDisk:
         return found.f_bavail * found.f_frsize
 
     def leave(self, free_bytes: int) -> None:
-        """Fill it until only so much is free."""
+        """Fill it until only so much is free. What others free meanwhile is left to them."""
+        wanted = self.free_bytes - free_bytes
         with self._ballast.open("ab", buffering=0) as file, contextlib.suppress(OSError):
-            while (room := self.free_bytes - free_bytes) > 0:
-                file.write(bytes(min(room, PIECE_BYTES)))
+            while (room := min(wanted, self.free_bytes - free_bytes)) > 0:
+                wanted -= file.write(bytes(min(room, PIECE_BYTES))) or 0
             os.fsync(file.fileno())
 
     def relieve(self) -> None:
