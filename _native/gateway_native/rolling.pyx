@@ -256,6 +256,8 @@ cdef int cut_file(WriterState* w, Partition* p, const char* suffix, int64_t size
     if fd < 0:
         return fd
     failed = w.ops.truncate(fd, size)
+    if failed == 0:
+        w.ops.sync_all(fd)          # if that fails, readers stop where the next segment begins
     close_counted(w, &fd)
     return failed
 

@@ -10,7 +10,9 @@ import random
 from dataclasses import dataclass
 from pathlib import Path
 
+from gateway.log.maintenance import missing, rebuild_segment
 from gateway.log.recovery import Recovered, recover
+from gateway.log.retention import delete_segment
 from gateway_native.ring import FAILED, GAP, KEYFRAME, PENDING, REFUSED, WANTS_ACK, Ring
 from gateway_native.simulated_disk import Disk
 from gateway_native.writer import ManualClock, Writer
@@ -110,7 +112,7 @@ class Run:
         for self.life in range(self.plan.lives):
             _Life(self, self._start()).go()
         self.disk.capacity = PLENTY
-        self._recover_all()
+        _Life(self, self._recover_all()).take_over()
 
     def tell(self, text: str) -> None:
         self.story.append(f"[life {self.life}, operation {self.disk.operations}] {text}")
@@ -172,7 +174,7 @@ class Run:
         require(found.lost_records == 0, f"{model.name}: recovery reports {found.lost_records} lost records")
         base = found.segment_base if found.segment_base >= 0 else found.next_offset
         content = read_log(self.disk, model.name, base, found.position)
-        model.recovered(content, found.next_offset, found.epoch)
+        model.recovered(content, found.next_offset, found.epoch, firm=found.segment_base >= 0)
         model.life_counts = None
         self._check_indexes(model, content, found, base)
         return found
@@ -219,7 +221,7 @@ class _Life:
         if dice.random() < 0.8:
             self.disk.crash_after(int(dice.expovariate(1 / 150)))
         try:
-            self._take_over()
+            self.take_over()
         except OSError as error:
             if not self.disk.crashed:
                 raise Violation(f"a partition cannot be opened on a sound disk: {error}") from error
@@ -232,7 +234,7 @@ class _Life:
                 self._end_cleanly()
         self._end()
 
-    def _take_over(self) -> None:
+    def take_over(self) -> None:
         plan = self.run.plan
         for model, state in zip(self.models, self.states, strict=True):
             self.writer.add_partition(
@@ -282,9 +284,11 @@ class _Life:
             self.run.tell(f"roll {index}")
         elif roll < 0.45:
             self._delete_oldest(self.dice.randrange(len(self.models)))
-        elif roll < 0.70 and plan.full:
+        elif roll < 0.52:
+            self._maintain(Path(self.dice.choice(self.models).name))
+        elif roll < 0.74 and plan.full:
             self._change_room()
-        elif roll >= 0.70 and plan.faults:
+        elif roll >= 0.74 and plan.faults:
             self.run.break_something()
 
     def _produce(self) -> None:
@@ -340,7 +344,8 @@ class _Life:
         """Another process reads a partition, up to what its watermark says."""
         model = self.dice.choice(self.models)
         mark = read_mark(self.disk, model.name)
-        if mark is not None and mark.durable_offset > 0:
+        # Where a write of the watermark failed, retention may be ahead of it until the next.
+        if mark is not None and mark.durable_offset > 0 and mark.segment_base >= model.start_max:
             content = read_log(self.disk, model.name, mark.segment_base, mark.position)
             if mark.position == 0 and content.next_offset < mark.segment_base:
                 content.next_offset = mark.segment_base
@@ -362,6 +367,15 @@ class _Life:
             self.run.tell(f"{model.name}: deleting: {error}")
         else:
             model.end_deletion()
+
+    def _maintain(self, directory: Path) -> None:
+        """What the keeper does beside the writer: indexes and summaries that are missing are made again."""
+        try:
+            for base in missing(directory, files=self.run.files):
+                rebuild_segment(directory, base, files=self.run.files)
+                self.run.tell(f"{directory}: made the indexes of segment {base} again")
+        except OSError as error:
+            self.run.tell(f"{directory}: maintenance: {error}")
 
     def _change_room(self) -> None:
         if self.filled:
@@ -395,7 +409,7 @@ class _Life:
         self.run.tell("ended cleanly")
         for index, model in enumerate(self.models):
             state = self.writer.partition_state(index)
-            model.life_counts = Life(state["refused"], state["lost"], state["failed"], clean=not abandon)
+            model.life_counts = Life(self.run.life, state["refused"], state["lost"], state["failed"], clean=not abandon)
             waiting = [record for records in model.waiting for record in records]
             require(
                 abandon or state["failed"] or not waiting,
@@ -416,7 +430,7 @@ class _Life:
             except IndexError:  # the crash came before it was opened
                 continue
             if model.life_counts is None:
-                model.life_counts = Life(state["refused"], state["lost"], state["failed"], clean=False)
+                model.life_counts = Life(self.run.life, state["refused"], state["lost"], state["failed"], clean=False)
             require(
                 state["durable_offset"] >= model.durable_offset or state["durable_offset"] == 0,
                 f"{model.name}: the durable offset went back to {state['durable_offset']}",
@@ -431,10 +445,3 @@ class _Life:
     def _reboot(self) -> None:
         self.clock.monotonic_ns = NS_PER_S
         self._pass_time(self.dice.choice((0, 5000, 3_600_000)) * NS_PER_MS)
-
-
-def delete_segment(directory: Path, base_offset: int, files: SimulatedFiles) -> None:
-    files.unlink(Path(path_of(str(directory), base_offset)))
-    files.sync_directory(directory)
-    for suffix in ("index", "timeindex", "sums"):
-        files.unlink(Path(path_of(str(directory), base_offset, suffix)))
