@@ -81,10 +81,13 @@ class SegmentChunks:
             return Passed(self._end, stopped.next_offset, False)
         if stopped.next_offset >= self._offset_max:
             return Passed(self._end, self._offset_max, False)  # what a failed disk left is no part of the log
+        if stopped.next_offset >= self._selection.offset_to:
+            return Passed(self._end, stopped.next_offset, False)  # nothing behind this is asked for
         passed = pass_over(self._segment, stopped, self._end, self._offset_max)
-        damage = stopped.damage(self._segment.path)
-        lost = (stopped.next_offset, passed.offset)
-        report_damage(damage._replace(offsets=lost, bytes=passed.position - stopped.position), self._on_damage)
+        if passed.offset > self._selection.offset_from:  # otherwise none of what is missing was asked for
+            damage = stopped.damage(self._segment.path)
+            lost = (stopped.next_offset, passed.offset)
+            report_damage(damage._replace(offsets=lost, bytes=passed.position - stopped.position), self._on_damage)
         return passed
 
 

@@ -49,6 +49,15 @@ class _ReadFile:
             data += more
         return data
 
+    def next_data(self, position: int) -> int:
+        """Where, from `position` on, something was written: what lies before it is a hole, or allocated, and zero."""
+        try:
+            return os.lseek(self._file.fileno(), position, os.SEEK_DATA)
+        except OSError as error:
+            if error.errno == errno.ENXIO:
+                return self.size
+            return position  # this file system cannot tell
+
     def close(self) -> None:
         self._file.close()
 

@@ -47,7 +47,7 @@ def _head(files: Files, path: Path, size: int, position: int = 0) -> bytes:
 
 
 def write_indexes(directory: Path, files: Files, tail: Tail, on_skip: OnSkip, *, sealed: bool) -> None:
-    """Add what the walk found to the index files, and end them there, on the disk.
+    """Add what the walk found to the index files, and end them there; of a sealed segment, on the disk.
 
     Indexes that are not whole are emptied: half of one would not be seen to be that.
     """
@@ -56,8 +56,8 @@ def write_indexes(directory: Path, files: Files, tail: Tail, on_skip: OnSkip, *,
     paths = [directory / segment_name(tail.base_offset, suffix) for suffix in (INDEX_SUFFIX, TIME_SUFFIX)]
     if tail.indexes_whole:
         index, times = bytes(tail.builder.index), bytes(tail.builder.times)
-        if _extend(files, paths[0], tail.index_bytes, index, on_skip) and _extend(
-            files, paths[1], tail.time_bytes, times, on_skip
+        if _extend(files, paths[0], tail.index_bytes, index, on_skip, sync=sealed) and _extend(
+            files, paths[1], tail.time_bytes, times, on_skip, sync=sealed
         ):
             tail.index_crc = batch.crc32c(index, tail.index_crc)
             tail.time_crc = batch.crc32c(times, tail.time_crc)
@@ -83,7 +83,7 @@ def continue_indexes(directory: Path, files: Files, tail: Tail, on_skip: OnSkip)
         _empty(files, tail, paths, on_skip)
 
 
-def _extend(files: Files, path: Path, position: int, content: bytes, on_skip: OnSkip) -> bool:
+def _extend(files: Files, path: Path, position: int, content: bytes, on_skip: OnSkip, *, sync: bool) -> bool:
     """Have `content` behind the first `position` bytes, and nothing more. False: it could not be written."""
     try:
         if not files.exists(path):
@@ -93,7 +93,8 @@ def _extend(files: Files, path: Path, position: int, content: bytes, on_skip: On
             files.write_at(path, content, position)
         if size > position + len(content):
             files.truncate(path, position + len(content))
-        files.sync(path)
+        if sync:
+            files.sync(path)
     except OSError as error:
         on_skip(path, error)
         return False

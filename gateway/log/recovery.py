@@ -6,10 +6,10 @@ the watermark on the disk knows: it is kept as far as it is sound, and cut at th
 are set aside, renamed to ``*.cut``. Without a watermark (a copied directory) every segment but the last counts as
 acknowledged, because the gateway syncs a segment before it commits to the next, and only the last is walked.
 
-When `recover` returns, the log that it kept is on the disk, with its directory entries. Indexes, summaries and the
-manifest can be made again: where the disk has no room for them, or a power failure tore them, they are left to
-`gateway.log.maintenance`, and the log opens without. If `recover` raises, nothing is promised, and calling it again
-starts over.
+When `recover` returns, the log that it kept is on the disk, with its directory entries; the active segment's indexes
+need not be, since the watermark has their checksums. Indexes, summaries and the manifest can be made again: where the
+disk has no room for them, or a power failure tore them, they are left to `gateway.log.maintenance`, and the log opens
+without. If `recover` raises, nothing is promised, and calling it again starts over.
 """
 
 from __future__ import annotations
@@ -146,10 +146,13 @@ class _Recovery:
     # -- closed cleanly ------------------------------------------------------------------------------------------------
 
     def _is_as_closed(self, mark: Watermark) -> bool:
+        """Nothing was appended since: not to the segment, and no next one was begun."""
         try:
-            return self.files.size(self._log(mark.segment_base)) == mark.position
+            if self.files.size(self._log(mark.segment_base)) != mark.position:
+                return False
         except FileNotFoundError:
             return False
+        return mark.durable_offset == mark.segment_base or not self.files.exists(self._log(mark.durable_offset))
 
     def _run_clean(self, mark: Watermark) -> Recovered:
         tail = self._from_mark(mark)
@@ -206,7 +209,7 @@ class _Recovery:
         return self.walk.run(self._from_mark(mark), set(later))
 
     def _is_deleted(self, mark: Watermark, later: list[int]) -> bool:
-        """Did retention delete the watermark's segment? It deletes from the front, however old the watermark is."""
+        """Is the watermark's segment one that retention deleted? It deletes from the front, however old the mark is."""
         return bool(later) and later[0] >= mark.durable_offset and self.catalog.first_base == later[0]
 
     def _walk_all_of(self, mark: Watermark, end: int, stops: set[int]) -> Tail:
@@ -255,7 +258,7 @@ class _Recovery:
         self._note_cut(last)
         for tail in tails:
             if tail.in_file:  # the log first, since what it cuts off may be the last room on the disk
-                self._sync_log(tail)
+                self._cut_log(tail)
         begins_anew = not last.in_file or last.next_offset < durable_offset
         sealed = [tail for tail in tails if tail.in_file and (tail is not last or begins_anew)]
         for tail in sealed:
@@ -268,8 +271,9 @@ class _Recovery:
             write_indexes(self.directory, self.files, last, self._skip, sealed=False)
         self.catalog.complete(last.base_offset)
         self.catalog.remove_orphans()
-        self.files.sync_directory(self.directory)
-        self.files.sync_directory(self.directory.parent)
+        if self._may_have_new_entries(tails):
+            self.files.sync_directory(self.directory)
+            self.files.sync_directory(self.directory.parent)
         return self._state(last, epoch, lost=lost, clean=False)
 
     def _state(self, last: Tail, epoch: int, *, lost: int, clean: bool) -> Recovered:
@@ -308,13 +312,19 @@ class _Recovery:
             self.cut_bytes = last.content_bytes
             self.cut = last.damage._replace(bytes=last.content_bytes)
 
-    def _sync_log(self, tail: Tail) -> None:
-        """End the file after its last batch, and make all of it durable: a reader may see it as soon as we return."""
+    def _cut_log(self, tail: Tail) -> None:
+        """End the file after its last batch, and make all of it durable: a reader may see it as soon as we return.
+
+        What the watermark speaks of is durable already, and cutting zeros off may be forgotten; anything else may not:
+        a sound batch behind the cut could otherwise come back behind one that is written there next.
+        """
         path = self._log(tail.base_offset)
         if tail.size != tail.position:
             self.files.truncate(path, tail.position)
-        self._write_again(path, self._trusted_bytes(tail), tail.position)
-        self.files.sync(path)
+        trusted = self._trusted_bytes(tail)
+        if trusted == 0 or tail.position > trusted or tail.has_more:
+            self._write_again(path, trusted, tail.position)
+            self.files.sync(path)
 
     def _trusted_bytes(self, tail: Tail) -> int:
         """So much of the segment was synced before the watermark spoke of it."""
@@ -332,8 +342,22 @@ class _Recovery:
                     return
                 self.files.write_at(path, data, position)
                 position += len(data)
+        except OSError as error:
+            if error.errno not in FULL:  # a file system that never writes in place has no room for it
+                raise
+            self._skip(path, error)
         finally:
             file.close()
+
+    def _may_have_new_entries(self, tails: list[Tail]) -> bool:
+        """Was a file made since the last commit? Those that the watermark speaks of were synced before it."""
+        return (
+            self.mark is None
+            or self.mark.position == 0
+            or len(tails) > 1
+            or not tails[0].in_file
+            or bool(self.set_aside)
+        )
 
     def _begin(self, base: int, last_timestamp: int) -> Tail:
         """An empty segment at `base`: offsets that were given out once are never given out again."""

@@ -144,6 +144,7 @@ class Segment:
     def is_zero(self, position: int, end: int) -> bool:
         """Are all bytes from `position` to `end` zero? Bytes that cannot be read are not."""
         while position < end:
+            position = min(self._next_data(position), end)
             data, unreadable = self.read_some(position, min(CHUNK_BYTES, end - position))
             if data.count(0) != len(data) or unreadable:
                 return False
@@ -151,6 +152,11 @@ class Segment:
                 return True
             position += len(data)
         return True
+
+    def _next_data(self, position: int) -> int:
+        """Skips room that was allocated and never written, up to 64 MiB of it, where the file can tell."""
+        find = getattr(self._file, "next_data", None)
+        return find(position) if find is not None else position
 
     def content_end(self, start: int, end: int) -> int:
         """The end of what is not zero in [start, end); `start` if nothing is. What cannot be read is not zero."""

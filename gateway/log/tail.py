@@ -39,6 +39,8 @@ class Tail:
     """What ends the segment, if it is neither the end of the file, nor zeros, nor where the next segment begins."""
     content_bytes: int = 0
     """Bytes behind `position` up to the last that is not zero, if damage ends the segment."""
+    has_more: bool = False
+    """Something other than zeros lies behind `position`, and is to be cut off."""
     in_file: bool = True
     """There is a file for it."""
 
@@ -64,7 +66,8 @@ class TailWalk:
 
     def _run_to_end(self, segment: Segment, tail: Tail, stops: Collection[int]) -> None:
         end = self._take(segment, tail, stops)
-        if not end.clean and not self._only_zeros(segment, end, tail.size):
+        tail.has_more = tail.position < tail.size and not self._only_zeros(segment, end, tail.size)
+        if not end.clean and (tail.has_more or end.problem != batch.PROBLEM_ZEROS):
             tail.damage = end.damage(segment.path)
             tail.content_bytes = segment.content_end(tail.position, tail.size) - tail.position
 

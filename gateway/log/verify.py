@@ -277,14 +277,15 @@ class _PartitionCheck:
 
     def _note_the_rest(self) -> None:
         """What is there besides: bytes above the durable position, segments that recovery set aside."""
+        known = set(self.bases)
         for base in list_segments(self.directory):
-            start = 0 if base not in self.bases else self._end(base)
+            start = self._end(base) if base in known else 0
             try:
                 with Segment(self.directory, base) as segment:
                     content = segment.content_end(start, segment.size) - start
             except OSError:  # gone, or a bad sector among what nobody reads
                 continue
-            if content > 0 and (base not in self.bases or base == self.limit.segment_base):
+            if content > 0 and (base not in known or base == self.limit.segment_base):
                 self.report.note(
                     segment.path, f"{content} bytes from byte {start} on are not durable yet and were not checked"
                 )

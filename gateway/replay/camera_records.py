@@ -7,7 +7,7 @@ half-open.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta, tzinfo
 from typing import Any, Protocol
 
@@ -121,7 +121,8 @@ def milliseconds(time_ns: int | None) -> int | None:
 class Pictures:
     """The access units of one camera in one stream.
 
-    camera: its name; None when the stream holds a single one (another one's record then raises UsageError).
+    camera: its name; None when the stream holds a single one (another one's record then raises UsageError). What damage
+    in the log has cost counts as lost before the access unit that follows it, as it might have been this camera's.
     """
 
     def __init__(self, stream: StreamLike, camera: str | None = None) -> None:
@@ -189,7 +190,12 @@ class Pictures:
         return None
 
     def _camera_records(self, records: Iterable[RecordLike]) -> Iterator[CameraRecord]:
+        passed = 0  # gaps that damage in the log has left so far
+        missing = 0  # records in those that no picture has followed yet
         for each in records:
+            gaps = getattr(records, "gaps", ())
+            missing += sum(end - first for first, end in (gap.offsets or (0, 1) for gap in gaps[passed:]))
+            passed = len(gaps)
             record = CameraRecord.of(each)
             if record is None:
                 continue
@@ -200,4 +206,5 @@ class Pictures:
                     f"The stream {self.stream.name!r} holds pictures of several cameras ({self.camera!r}, "
                     f"{record.camera!r}, …): say which one is meant."
                 )
-            yield record
+            yield replace(record, lost=record.lost + missing) if missing else record
+            missing = 0

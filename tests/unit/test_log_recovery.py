@@ -6,6 +6,7 @@ import os
 import random
 import stat
 from pathlib import Path
+from typing import Any
 
 import pytest
 from gateway_native import batch, watermark
@@ -347,8 +348,10 @@ def test_recovery_twice_changes_nothing_more(partition: Partition) -> None:
 
 
 def test_what_recovery_keeps_is_synced_before_it_returns(partition: Partition, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every walked log, its indexes and the directory are synced: readers may see records the moment it returns."""
+    """Every walked log and the directory are synced, and indexes that are complete, before a reader may see records."""
     partition.add(make_batches(3), sealed=False)
+    partition.add(make_batches(3, base_offset=9), sealed=False)
+    partition.mark(0, 0, 0)
     synced: set[str] = set()
     real = os.fsync
 
@@ -359,8 +362,28 @@ def test_what_recovery_keeps_is_synced_before_it_returns(partition: Partition, m
 
     monkeypatch.setattr(os, "fsync", recording_fsync)
     recover(partition.directory)
-    names = {f"{0:020d}{suffix}" for suffix in (".log", ".index", ".timeindex")}
-    assert synced >= {*names, "s-0/", f"{partition.directory.parent.name}/"}
+    names = {f"{0:020d}{suffix}" for suffix in (".log", ".index", ".timeindex")} | {f".{0:020d}.sums.new"}
+    assert synced >= {*names, f"{9:020d}.log", "s-0/", f"{partition.directory.parent.name}/"}
+
+
+def test_what_is_on_the_disk_already_is_not_synced_again(partition: Partition, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A killed gateway with many streams starts without a sync for each that kept or cut nothing behind its mark."""
+    batches = make_batches(3)
+
+    def syncs(**arguments: Any) -> int:
+        partition.add(sealed=False, **arguments)
+        partition.mark(0, sum(map(len, batches)), 9)
+        calls: list[int] = []
+        with monkeypatch.context() as patched:
+            patched.setattr(os, "fsync", calls.append)
+            recover(partition.directory)
+        return len(calls)
+
+    assert syncs(batches=batches) == 0
+    assert syncs(batches=batches, tail=bytes(1 << 20)) == 0
+    assert syncs(batches=batches, tail=b"torn") == 1
+    assert syncs(batches=batches, tail=bytes(5000) + b"torn") == 1
+    assert syncs(batches=[*batches, make_batch(9)]) == 1
 
 
 def test_failing_sync_is_an_error(partition: Partition, monkeypatch: pytest.MonkeyPatch) -> None:

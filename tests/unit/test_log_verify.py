@@ -295,7 +295,7 @@ def test_several_wounds_are_all_named(partition: Partition) -> None:
 def test_bad_sector_is_named_and_the_other_segments_checked(
     partition: Partition, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What cannot be read costs the rest of its segment, by offsets, and nothing else."""
+    """A segment of which nothing can be read costs all of its offsets, and nothing else."""
     sound = Segment.read
 
     def read(segment: Segment, position: int, size: int) -> bytes:
@@ -309,6 +309,25 @@ def test_bad_sector_is_named_and_the_other_segments_checked(
     assert (damage.path, damage.position, damage.offsets) == (partition.log(0), 0, (0, 60))
     assert "cannot be read here: Input/output error" in str(damage)
     assert report.partitions[0].records == 60
+
+
+def test_bad_sector_costs_the_batches_in_it(partition: Partition, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Around it everything is checked, and the report says which offsets and how many bytes it costs."""
+    sound = Segment.read
+    size = len(partition.segments[60][0])
+
+    def read(segment: Segment, position: int, size: int) -> bytes:
+        if segment.base_offset == 60 and position < 12288 and 8192 < position + size:
+            raise OSError(errno.EIO, "Input/output error")
+        return sound(segment, position, size)
+
+    monkeypatch.setattr(Segment, "read", read)
+    report = check(partition)
+    (damage,) = report.damages
+    first, last = 8192 // size, 12287 // size
+    assert (damage.path, damage.position, damage.bytes) == (partition.log(60), first * size, (last + 1 - first) * size)
+    assert damage.offsets == (60 + first * 3, 60 + (last + 1) * 3)
+    assert report.partitions[0].records == 120 - (last + 1 - first) * 3
 
 
 def test_bad_sector_in_a_copy_without_watermark_is_damage(
