@@ -317,7 +317,7 @@ def test_bad_sector_costs_the_batches_in_it(partition: Partition, monkeypatch: p
     size = len(partition.segments[60][0])
 
     def read(segment: Segment, position: int, size: int) -> bytes:
-        if segment.base_offset == 60 and position < 12288 and 8192 < position + size:
+        if segment.base_offset == 60 and position < 12288 and position + size > 8192:
             raise OSError(errno.EIO, "Input/output error")
         return sound(segment, position, size)
 
