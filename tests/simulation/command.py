@@ -25,7 +25,7 @@ class Failure(NamedTuple):
     text: str
 
     def __str__(self) -> str:
-        return f"seed {self.seed}: {self.text}\n    again, with what happened: python -m tests.simulation --seed {self.seed}"
+        return f"seed {self.seed}: {self.text}\n    what happened: python -m tests.simulation --seed {self.seed}"
 
 
 class Outcome(NamedTuple):
@@ -58,7 +58,8 @@ def run_seeds(seeds: Iterable[int]) -> Outcome:
 
 def run_many(seeds: Iterable[int], jobs: int, seconds: float | None = None) -> Iterator[Outcome]:
     """Run them in several processes; after so many seconds begin nothing new."""
-    pieces = iter(lambda source=iter(seeds): list(itertools.islice(source, SEEDS_PER_TASK)), [])
+    source = iter(seeds)
+    pieces = iter(lambda: list(itertools.islice(source, SEEDS_PER_TASK)), [])
     deadline = None if seconds is None else time.monotonic() + seconds
     with ProcessPoolExecutor(jobs) as pool:
         tasks: set[Future[Outcome]] = set()
@@ -127,8 +128,8 @@ def summarize(outcomes: Iterable[Outcome]) -> int:
         )
     seconds = time.monotonic() - started
     print(
-        f"\r{total.seeds:,} seeds: {total.lives:,} lives, {total.records:,} records, {total.operations:,} operations of the "
-        f"disk, in {seconds:,.0f} s: {total.seeds / seconds:,.0f} seeds/s, {total.lives / seconds:,.0f} lives/s; "
-        f"{len(total.failures):,} failed"
+        f"\r{total.seeds:,} seeds: {total.lives:,} lives, {total.records:,} records, {total.operations:,} operations "
+        f"of the disk, in {seconds:,.0f} s: {total.seeds / seconds:,.0f} seeds/s, {total.lives / seconds:,.0f} "
+        f"lives/s; {len(total.failures):,} failed"
     )
     return 1 if total.failures else 0

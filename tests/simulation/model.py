@@ -83,7 +83,7 @@ class PartitionModel:
     """… and the last under which anything was committed, which comes after the watermark is synced."""
     life_counts: Life | None = None
 
-    # -- while it runs ---------------------------------------------------------------------------------------------------
+    # -- while it runs -------------------------------------------------------------------------------------------------
 
     def begin_life(self, rings: int) -> None:
         self.waiting = [[] for _ in range(rings)]
@@ -114,7 +114,7 @@ class PartitionModel:
         self.durable_offset = durable_offset
         self._remember(content)
 
-    # -- deleting --------------------------------------------------------------------------------------------------------
+    # -- deleting ------------------------------------------------------------------------------------------------------
 
     def begin_deletion(self, next_base: int, content: LogContent) -> None:
         """The segment before `next_base` is being deleted: it may be there or not."""
@@ -132,7 +132,7 @@ class PartitionModel:
             if identity is not None:
                 self.deleted.add(identity)
 
-    # -- after a restart -------------------------------------------------------------------------------------------------
+    # -- after a restart -----------------------------------------------------------------------------------------------
 
     def recovered(self, content: LogContent, next_offset: int, epoch: int, *, firm: bool) -> None:
         """Recovery came to this log: is everything there that was promised, and nothing else?

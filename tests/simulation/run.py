@@ -1,7 +1,7 @@
 """One run: several lives of a gateway on one simulated disk, all of it decided by a seed.
 
-The shipped recovery, writer, flusher and retention do the work; the model keeps the books. A life begins with recovery, goes
-on with records, faults and clocks, and ends cleanly, by a kill, or by power loss: also in the middle of recovery.
+The shipped recovery, writer, flusher and retention do the work; the model keeps the books. A life begins with recovery,
+goes on with records, faults and clocks, and ends cleanly, by a kill, or by power loss: also in the middle of recovery.
 """
 
 from __future__ import annotations
@@ -10,13 +10,13 @@ import random
 from dataclasses import dataclass
 from pathlib import Path
 
-from gateway.log.maintenance import missing, rebuild_segment
-from gateway.log.recovery import Recovered, recover
-from gateway.log.retention import delete_segment
 from gateway_native.ring import FAILED, GAP, KEYFRAME, PENDING, REFUSED, WANTS_ACK, Ring
 from gateway_native.simulated_disk import Disk
 from gateway_native.writer import ManualClock, Writer
 
+from gateway.log.maintenance import missing, rebuild_segment
+from gateway.log.recovery import Recovered, recover
+from gateway.log.retention import delete_segment
 from tests.simulation.files import SimulatedFiles
 from tests.simulation.model import Life, PartitionModel, Record, Violation, describe, gap_headers, require, value_of
 from tests.simulation.reading import (
@@ -109,7 +109,8 @@ class Run:
         self.story: list[str] = []
 
     def go(self) -> None:
-        for self.life in range(self.plan.lives):
+        for life in range(self.plan.lives):
+            self.life = life
             _Life(self, self._start()).go()
         self.disk.capacity = PLENTY
         _Life(self, self._recover_all()).take_over()
@@ -123,7 +124,7 @@ class Run:
         for model in self.models if power_loss else ():
             model.power_lost()
 
-    # -- the beginning of a life -----------------------------------------------------------------------------------------
+    # -- the beginning of a life ---------------------------------------------------------------------------------------
 
     def _start(self) -> list[Recovered]:
         """Recover everything; before it succeeds, the power may fail in the middle of it, or the disk."""
@@ -247,7 +248,7 @@ class _Life:
                 refuse_when_full=plan.refuse_when_full,
             )
 
-    # -- steps -----------------------------------------------------------------------------------------------------------
+    # -- steps ---------------------------------------------------------------------------------------------------------
 
     def _step(self) -> None:
         roll = self.dice.random()
@@ -386,7 +387,7 @@ class _Life:
         self.filled = not self.filled
         self.run.tell(f"the disk has {self.disk.capacity} pages, {self.disk.used} are used")
 
-    # -- the end ---------------------------------------------------------------------------------------------------------
+    # -- the end -------------------------------------------------------------------------------------------------------
 
     def _end_cleanly(self) -> None:
         self.run.tell("asked to end")

@@ -25,7 +25,7 @@ SEEDS_PER_TEST = 500
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("first", range(0, SEEDS, SEEDS_PER_TEST))
 def test_no_seed_breaks_a_promise(first):
-    """Acknowledged records are there once, in order, at their offsets; refused ones are not; recovery always succeeds."""
+    """Acknowledged records are there once, in order, at their offsets, refused ones are not; every start succeeds."""
     outcome = run_seeds(range(first, min(first + SEEDS_PER_TEST, SEEDS)))
     assert not outcome.failures, "\n".join(map(str, outcome.failures))
 
@@ -33,7 +33,7 @@ def test_no_seed_breaks_a_promise(first):
 @pytest.mark.slow
 @pytest.mark.parametrize("first", range(0, 200, 50))
 def test_the_shipped_readers_agree(first, tmp_path: Path):
-    """What is left on the disk after a run, as real files: `verify --repair` leaves it sound, and a reader gives every record."""
+    """What is left after a run, as real files: `verify --repair` leaves it sound, a reader gives every record."""
     for seed in range(first, first + 50):
         run = Run(seed)
         run.go()
