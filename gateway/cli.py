@@ -11,11 +11,15 @@ import importlib
 import os
 import sys
 import traceback
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
+from typing import Any
 
 import click
 
-from gateway.errors import GatewayError
+from gateway.errors import DamageWarning, GatewayError
 
 # Commands are imported when they are needed, so that starting the program stays quick.
 _COMMANDS = {
@@ -82,7 +86,7 @@ def run(arguments: list[str]) -> int:
         if "_GATEWAY_COMPLETE" in os.environ:  # the shell asks for completions; click answers
             cli.main(arguments, prog_name="gateway")
         # Not through `cli.main`, which would turn a closed pipe into a failure.
-        with cli.make_context("gateway", list(arguments)) as context:
+        with cli.make_context("gateway", list(arguments)) as context, _damage_as_sentences():
             result = cli.invoke(context)
         sys.stdout.flush()
         return result if isinstance(result, int) else 0
@@ -99,6 +103,23 @@ def run(arguments: list[str]) -> int:
         _report(error, debug=debug)
         _abandon_stdout_if_closed()
         return error.exit_code if isinstance(error, click.ClickException | GatewayError) else 1
+
+
+@contextmanager
+def _damage_as_sentences() -> Iterator[None]:
+    """Say on stderr what reading passed over, without the line of our code in which that was noticed."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("always", DamageWarning)
+        otherwise = warnings.showwarning
+
+        def show(message: Warning | str, category: type[Warning], *arguments: Any, **named: Any) -> None:
+            if isinstance(message, DamageWarning):
+                click.echo(f"gateway: {message}", err=True)
+            else:
+                otherwise(message, category, *arguments, **named)
+
+        warnings.showwarning = show
+        yield
 
 
 def _report(error: Exception, *, debug: bool) -> None:

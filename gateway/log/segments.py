@@ -69,6 +69,8 @@ class SegmentList:
         believed = self._count_believed(manifest, stop)
         if stop and believed == stop and self._complete and self._reaches(manifest[stop - 1], last_base):
             first = max(manifest.at(offset_from), manifest.first_there(self.directory, FILES))
+            if offset_from >= last_base:
+                first = stop
             if manifest.base(0) <= offset_from or self._knows_the_front():
                 yield from self._by_manifest(manifest, first, stop, Span(last_base, end_offset), offset_to)
                 return

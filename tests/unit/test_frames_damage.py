@@ -8,6 +8,7 @@ import pytest
 from gateway_native import batch
 
 import gateway
+from gateway import cli
 from gateway.errors import DamageWarning
 from gateway.log.layout import prepare
 from tests.pictures import FakeStream, encode
@@ -55,3 +56,16 @@ def test_a_clip_over_damage_says_what_is_lost(stream: gateway.Stream, tmp_path: 
     with pytest.warns(DamageWarning):
         report = stream.export(tmp_path / "clip.mp4")
     assert report.lost == 1
+
+
+def test_commands_say_what_was_passed_over_in_a_sentence(
+    stream: gateway.Stream, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The clip is made, and stderr names the place, not a line of our code."""
+    assert stream.durable_offset == 30
+    code = cli.run(["export", "gate", str(tmp_path / "clip.mp4"), "--data", str(tmp_path / "data")])
+    err = capsys.readouterr().err
+    assert code == 0
+    assert "(offset 14) was passed over; `gateway verify` lists every such place." in err
+    assert err.startswith("gateway: ")
+    assert "records.py" not in err

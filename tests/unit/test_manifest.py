@@ -240,6 +240,9 @@ def test_many_old_segments_are_not_looked_at(tmp_path: Path, monkeypatch: pytest
     assert [row[0] for rows in chunks for row in rows] == [900]
     assert len(opened) < 15  # within the slack that times have inside a segment
     opened.clear()
+    assert [row[0] for rows in reader.chunks(batch.Selection(offset_from=1801)) for row in rows] == [1801, 1802]
+    assert set(opened) == {1800}
+    opened.clear()
     assert reader.log_start_offset == 0
     assert reader.size_bytes() == 600 * (1 << 20) + found.position
     assert reader.segment_count() == 601
