@@ -6,7 +6,7 @@
 #   make lint       ruff, mypy --strict, and the stubs of the extension modules
 #   make bench      measurements beside the peers that are found
 #   make sanitize   native unit tests under address, undefined-behaviour and thread sanitizers
-#   make torture    the crash tests with many more rounds                                     ROUNDS=300
+#   make torture    the simulated crashes (or for so many SECONDS), and the real ones           SEEDS=20000 ROUNDS=300
 #   make dist       sdist and wheel in dist/
 #   make clean      removes what was built; make distclean removes .venv too
 
@@ -23,6 +23,9 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 SECONDS ?= 20
 CONFIG ?= gateway.toml
 ROUNDS ?= 300
+SEEDS ?= 20000
+# Where the seeds begin that `make torture SECONDS=…` goes through.
+FIRST ?= 0
 TESTS ?= tests
 
 NATIVE := _native/gateway_native
@@ -94,6 +97,8 @@ bench: $(VENV)/.stamp-test
 	$(BIN)/python -m bench $(BENCH)
 
 torture: $(VENV)/.stamp-test
+	$(BIN)/python -m tests.simulation \
+	    $(if $(findstring file,$(origin SECONDS)),--seeds $(FIRST):$(SEEDS),--seeds $(FIRST): --seconds $(SECONDS))
 	GATEWAY_CRASH_ROUNDS=$(ROUNDS) $(BIN)/python -m pytest tests/crash --timeout 3600
 
 # --- sanitizers ------------------------------------------------------------------------------------------------------

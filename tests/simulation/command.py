@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import gc
 import itertools
+import os
 import sys
 import time
 import traceback
@@ -106,7 +107,7 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("--seconds", type=float, help="begin nothing new after so long")
     parser.add_argument("--until-failure", action="store_true", help="begin nothing new after the first failure")
-    parser.add_argument("--jobs", type=int, default=2, help="processes")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="processes; as many as processors")
     options = parser.parse_args(arguments)
     plant()
     if options.seed is not None:

@@ -81,7 +81,7 @@ def _no_directory_sync(monkey: Patch) -> None:
 
 
 def _deleted_is_lost(monkey: Patch) -> None:
-    monkey(recovery._Recovery, "_is_deleted", lambda *_: False)
+    monkey(recovery._Recovery, "_behind_deleted", lambda *_: None)
 
 
 PYTHON: dict[str, tuple[str, Callable[[Patch], None]]] = {

@@ -40,6 +40,8 @@ LARGEST_VALUE = 40 << 10
 FAULTS = (
     ("append", "write"),
     ("sync_data", "sync_all"),
+    ("sync_data", "sync_all"),
+    ("sync_data", "sync_all", "sync_directory", "sync_filesystem"),
     ("sync_directory",),
     ("sync_filesystem",),
     ("truncate",),
@@ -228,6 +230,8 @@ class _Life:
             if not self.disk.crashed:
                 raise Violation(f"a partition cannot be opened on a sound disk: {error}") from error
         else:
+            if self.run.plan.faults and dice.random() < 0.3:
+                self.run.break_something()  # the first commit is unlike the others
             for _ in range(dice.randint(5, 120)):
                 if self.disk.crashed:
                     break
