@@ -75,7 +75,9 @@ class PartitionModel:
     start_max: int = 0
     """The log starts at one of these: between them a deletion was under way."""
     gone: set[bytes] = field(default_factory=set)
-    """Records that a restart did not find: they must not come back."""
+    """Records that a restart did not find before the last commit: they must not come back."""
+    missing: set[bytes] = field(default_factory=set)
+    """Records that a restart did not find: until the next commit, a power failure may bring back what was put aside."""
     deleted: set[bytes] = field(default_factory=set)
     epoch: int = 0
     """The last that readers saw."""
@@ -134,11 +136,8 @@ class PartitionModel:
 
     # -- after a restart -----------------------------------------------------------------------------------------------
 
-    def recovered(self, content: LogContent, next_offset: int, epoch: int, *, firm: bool) -> None:
-        """Recovery came to this log: is everything there that was promised, and nothing else?
-
-        firm: there is a log, which recovery put on the disk; what is not there must not come back.
-        """
+    def recovered(self, content: LogContent, next_offset: int, epoch: int) -> None:
+        """Recovery came to this log: is everything there that was promised, and nothing else?"""
         where = f"{self.name}: after recovery the log"
         require(
             next_offset >= self.durable_offset,
@@ -160,25 +159,27 @@ class PartitionModel:
             self.forget_below(content.start)
         self._compare_with_durable(content, where)
         there = self._check_rows(content, where)
+        self.missing -= there
         for record in self.records.values():
             if record.identity in there or record.identity in self.deleted:
                 continue
             if record.verdict == ACKED and not self.ack_memory:
                 raise Violation(f"{where} has lost {describe(record)}, which was acknowledged")
-            if firm:
-                self.gone.add(record.identity)
+            self.missing.add(record.identity)
         if not lost_front:
             self._check_prefixes(there, where)
         self._check_counts(there, where)
         self.durable_offset = next_offset
         self._remember(content)
-        for identity in self.gone:
-            self.records.pop(identity, None)
 
     def ended(self, durable_offset: int) -> None:
         """The life is over; this is what its writer called durable."""
         if durable_offset > self.durable_offset:
             self.epoch_on_disk = self.epoch
+            for identity in self.missing:
+                self.records.pop(identity, None)
+            self.gone |= self.missing
+            self.missing = set()
         self.durable_offset = max(self.durable_offset, durable_offset)
 
     def power_lost(self) -> None:

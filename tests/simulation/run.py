@@ -178,7 +178,7 @@ class Run:
         require(found.lost_records == 0, f"{model.name}: recovery reports {found.lost_records} lost records")
         base = found.segment_base if found.segment_base >= 0 else found.next_offset
         content = read_log(self.disk, model.name, base, found.position)
-        model.recovered(content, found.next_offset, found.epoch, firm=found.segment_base >= 0)
+        model.recovered(content, found.next_offset, found.epoch)
         model.life_counts = None
         self._check_indexes(model, content, found, base)
         return found
