@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from typing import NamedTuple
 
+from tests.simulation.planted import plant
 from tests.simulation.run import Run
 
 SEEDS_PER_TASK = 100
@@ -56,8 +57,10 @@ def run_seeds(seeds: Iterable[int]) -> Outcome:
     return Outcome(done, lives, records, operations, failures)
 
 
-def run_many(seeds: Iterable[int], jobs: int, seconds: float | None = None) -> Iterator[Outcome]:
-    """Run them in several processes; after so many seconds begin nothing new."""
+def run_many(
+    seeds: Iterable[int], jobs: int, seconds: float | None = None, *, until_failure: bool = False
+) -> Iterator[Outcome]:
+    """Run them in several processes; after so many seconds, or the first failure, begin nothing new."""
     source = iter(seeds)
     pieces = iter(lambda: list(itertools.islice(source, SEEDS_PER_TASK)), [])
     deadline = None if seconds is None else time.monotonic() + seconds
@@ -71,6 +74,8 @@ def run_many(seeds: Iterable[int], jobs: int, seconds: float | None = None) -> I
                 return
             done, tasks = wait(tasks, return_when=FIRST_COMPLETED)
             for task in done:
+                if until_failure and task.result().failures:
+                    deadline = 0.0
                 yield task.result()
 
 
@@ -100,15 +105,17 @@ def main(arguments: list[str] | None = None) -> int:
         "--seeds", default="0:1000", help="run a range, FIRST:END; without END until --seconds are over"
     )
     parser.add_argument("--seconds", type=float, help="begin nothing new after so long")
+    parser.add_argument("--until-failure", action="store_true", help="begin nothing new after the first failure")
     parser.add_argument("--jobs", type=int, default=2, help="processes")
     options = parser.parse_args(arguments)
+    plant()
     if options.seed is not None:
         return tell_one(options.seed, operations=options.operations)
     first, _, end = options.seeds.partition(":")
     if not end and options.seconds is None:
         parser.error("a range without an end needs --seconds")
     seeds = range(int(first), int(end)) if end else itertools.count(int(first))
-    return summarize(run_many(seeds, options.jobs, options.seconds))
+    return summarize(run_many(seeds, options.jobs, options.seconds, until_failure=options.until_failure))
 
 
 def summarize(outcomes: Iterable[Outcome]) -> int:

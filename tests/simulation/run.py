@@ -14,8 +14,9 @@ from gateway_native.ring import FAILED, GAP, KEYFRAME, PENDING, REFUSED, WANTS_A
 from gateway_native.simulated_disk import Disk
 from gateway_native.writer import ManualClock, Writer
 
+from gateway.log import recovery
 from gateway.log.maintenance import missing, rebuild_segment
-from gateway.log.recovery import Recovered, recover
+from gateway.log.recovery import Recovered
 from gateway.log.retention import delete_segment
 from tests.simulation.files import SimulatedFiles
 from tests.simulation.model import Life, PartitionModel, Record, Violation, describe, gap_headers, require, value_of
@@ -167,7 +168,7 @@ class Run:
 
     def _recover(self, model: PartitionModel) -> Recovered:
         mark = read_mark(self.disk, model.name)
-        found = recover(Path(model.name), files=self.files)
+        found = recovery.recover(Path(model.name), files=self.files)
         self.tell(f"{model.name}: recovered from {mark}: {found}")
         if self.disk.crashed:
             return found
