@@ -82,6 +82,9 @@ def make_config(directory: Path, mqtt_port: int, camera_urls: dict[str, str], ti
         {
             "data": str(directory.absolute()),
             "site": {"name": SITE, "timezone": timezone},
+            # A demo deletes nothing, also where the disk is nearly full.
+            "disk": {"reserve": "0B"},
+            "streams": {name: {"when_full": "refuse"} for name in (TELEMETRY, *camera_urls)},
             "mqtt": {
                 "listeners": {
                     "devices": {

@@ -19,10 +19,11 @@ from gateway_native.state cimport (
     gw_load_acquire,
     gw_load_relaxed,
     gw_monotonic_ns,
+    gw_planted,
     gw_store_relaxed,
     gw_store_release,
 )
-from gateway_native.watermark cimport WATERMARK_BYTES, watermark_encode
+from gateway_native.watermark cimport WATERMARK_BYTES, WatermarkFields, watermark_encode
 
 
 cdef void count_sync(WriterState* w, uint64_t start) noexcept nogil:
@@ -45,7 +46,7 @@ cdef int sync_sealed(WriterState* w, Partition* p, bint covered) noexcept nogil:
     cdef Sealed* sealed = p.commit_sealed
     cdef int failed = 0
     while sealed is not NULL:
-        if failed == 0 and not covered:
+        if failed == 0 and not covered and not gw_planted("sealed log not synced"):
             failed = timed_sync(w, sealed.log_fd, True)
         if failed == 0 and not covered and (w.ops.sync_all(sealed.index_fd) or w.ops.sync_all(sealed.time_fd)):
             bump(&p.index_errors, 1)
@@ -62,12 +63,16 @@ cdef int sync_sealed(WriterState* w, Partition* p, bint covered) noexcept nogil:
     return failed
 
 
+cdef int write_watermark(WriterState* w, Partition* p, const WatermarkFields* mark) noexcept nogil:
+    cdef uint8_t encoded[WATERMARK_BYTES]
+    watermark_encode(encoded, mark)
+    return w.ops.write_at(p.watermark_fd, encoded, WATERMARK_BYTES, 0)
+
+
 cdef void publish(WriterState* w, Partition* p) noexcept nogil:
     """The commit is on the disk: say so to other processes, to this one, and to those who wait."""
-    cdef uint8_t encoded[WATERMARK_BYTES]
     cdef uint64_t i
-    watermark_encode(encoded, &p.commit_mark)
-    if w.ops.write_at(p.watermark_fd, encoded, WATERMARK_BYTES, 0):
+    if write_watermark(w, p, &p.commit_mark):
         bump(&p.watermark_errors, 1)     # readers elsewhere see less for a while; nothing is lost
     gw_store_relaxed(&p.segment_base, <uint64_t>p.commit_mark.segment_base)
     gw_store_relaxed(&p.durable_position, <uint64_t>p.commit_mark.position)
@@ -79,26 +84,30 @@ cdef void publish(WriterState* w, Partition* p) noexcept nogil:
 
 cdef int sync_watermark(WriterState* w, Partition* p) noexcept nogil:
     """Written again first: had an earlier sync failed, its page would be clean, and this one succeed without it."""
-    cdef uint8_t encoded[WATERMARK_BYTES]
-    cdef int failed
-    watermark_encode(encoded, &p.durable)
-    failed = w.ops.write_at(p.watermark_fd, encoded, WATERMARK_BYTES, 0)
+    cdef int failed = write_watermark(w, p, &p.durable) if not gw_planted("watermark not renewed") else 0
     return failed if failed else timed_sync(w, p.watermark_fd, True)
 
 
 cdef void sync_partition(WriterState* w, Partition* p, bint covered) noexcept nogil:
     """Everything the commit speaks of, in the order that a crash in between can be recovered from."""
     cdef uint64_t step = STEP_SYNC_SEALED
-    cdef int failed = sync_sealed(w, p, covered)
-    if failed == 0 and p.commit_fd >= 0 and not covered:
+    cdef int failed
+    if gw_planted("watermark early"):
+        write_watermark(w, p, &p.commit_mark)
+    if gw_planted("acknowledged early"):
+        publish(w, p)
+    failed = sync_sealed(w, p, covered)
+    if failed == 0 and p.commit_fd >= 0 and not covered and not gw_planted("log not synced"):
         step = STEP_SYNC
         failed = timed_sync(w, p.commit_fd, False)
+        if failed and gw_planted("failed sync tried again"):
+            failed = timed_sync(w, p.commit_fd, False)
     if failed == 0 and p.commit_sync_mark and not covered:
         # The recovery point: of an earlier commit, so never too far. A reader must not meet an empty one beside
         # committed data, and a clean one must be gone before anything follows it.
         step = STEP_SYNC_DIRECTORY
         failed = sync_watermark(w, p)
-    if failed == 0 and p.commit_new_files and not covered:
+    if failed == 0 and p.commit_new_files and not covered and not gw_planted("directory not synced"):
         step = STEP_SYNC_DIRECTORY
         failed = w.ops.sync_directory(p.directory)
     if failed == 0 and p.commit_new_directory and not covered:
@@ -109,6 +118,16 @@ cdef void sync_partition(WriterState* w, Partition* p, bint covered) noexcept no
         p.commit_step = step
     elif not gw_load_acquire(&p.failed):
         publish(w, p)
+
+
+cdef bint renew_watermarks(WriterState* w) noexcept nogil:
+    """Make those dirty that are to be on the disk: see `sync_watermark`."""
+    cdef Partition* p = w.commit_list
+    while p is not NULL:
+        if p.commit_sync_mark and write_watermark(w, p, &p.durable):
+            return False
+        p = p.next_commit
+    return True
 
 
 cdef bint sync_whole_filesystem(WriterState* w) noexcept nogil:
@@ -124,7 +143,7 @@ cdef bint sync_whole_filesystem(WriterState* w) noexcept nogil:
         files += 1
         fd = p.watermark_fd
         p = p.next_commit
-    if files < w.syncfs_files:
+    if files < w.syncfs_files or not renew_watermarks(w):
         return False
     start = gw_monotonic_ns()
     synced = w.ops.sync_filesystem(fd) == 0

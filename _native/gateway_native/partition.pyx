@@ -38,6 +38,7 @@ from gateway_native.state cimport (
     gw_fence,
     gw_load_acquire,
     gw_load_relaxed,
+    gw_planted,
     gw_store_relaxed,
     gw_store_release,
     monotonic_ns,
@@ -152,7 +153,7 @@ cdef void refuse_slot(WriterState* w, Partition* p, uint64_t ring_index, RingSlo
     if not slot.flags & SLOT_GAP:
         count_refusal(p, ring_index, 1, <uint64_t>slot.key_bytes + slot.value_bytes + slot.headers_bytes,
                       slot.timestamp_ns)
-    if slot.flags & (SLOT_WANTS_ACK | SLOT_GAP):
+    if slot.flags & (SLOT_WANTS_ACK | SLOT_GAP) and not gw_planted("refusal not told"):
         ring_refuse(w.rings[ring_index], p.index, slot.sequence, slot.sequence)
         p.refusals_open = p.troubled = True
         w.rings_to_notify = True
@@ -177,7 +178,8 @@ cdef void refuse_batches(WriterState* w, Partition* p) noexcept nogil:
     cdef uint64_t* sequences = p.appended
     cdef Batch* batch
     stays.first = stays.last = NULL
-    p.next_offset = p.appended_offset
+    if not gw_planted("refused offsets kept"):
+        p.next_offset = p.appended_offset
     p.last_timestamp = p.appended_timestamp
     if p.open is not NULL and p.open.builder.count == 0:
         release_buffer(w, p.open)
@@ -481,6 +483,8 @@ cdef bint prepare_commit(WriterState* w, Partition* p) noexcept nogil:
     for i in range(RINGS_MAX):
         p.commit_sequence[i] = p.appended[i]
     move_batches(&p.kept, &p.commit_batches)
+    if gw_planted("buffers freed early"):
+        release_buffers(w, &p.commit_batches)
     p.commit_sealed = p.sealed
     p.sealed = NULL
     p.commit_new_directory = p.new_directory

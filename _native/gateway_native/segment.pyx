@@ -1,6 +1,6 @@
 """The active segment and its indexes. See segment.pxd."""
 
-from libc.errno cimport EIO, ENOSPC
+from libc.errno cimport EIO, ENOENT, ENOSPC
 from libc.stdint cimport INT32_MAX, int64_t, uint8_t, uint64_t
 from libc.stdio cimport snprintf
 from libc.string cimport memset
@@ -35,9 +35,14 @@ cdef int open_all(
     # The log comes last and must be new: without it the indexes are orphans, which a second attempt empties.
     segment.index_fd = open_part(ops, directory, base_offset, "index", OPEN_EMPTY if create else OPEN_EXISTING)
     segment.time_fd = open_part(ops, directory, base_offset, "timeindex", OPEN_EMPTY if create else OPEN_EXISTING)
-    if segment.index_fd < 0 or segment.time_fd < 0:
+    if not create and (segment.index_fd == -ENOENT or segment.time_fd == -ENOENT):
+        # The disk had no room for them when the log was recovered: the log goes on without.
+        close_part(ops, &segment.index_fd)
+        close_part(ops, &segment.time_fd)
+        segment.index_error = ENOENT
+    elif segment.index_fd < 0 or segment.time_fd < 0:
         failed = segment.index_fd if segment.index_fd < 0 else segment.time_fd
-    else:
+    if failed == 0:
         segment.log.fd = open_part(ops, directory, base_offset, "log", OPEN_NEW if create else OPEN_EXISTING)
         if segment.log.fd < 0:
             failed = segment.log.fd
@@ -119,8 +124,8 @@ cdef int allocate(
         # What cannot be asked is found out by writing.
         if left >= 0 and left - (upto - segment.log.allocated) < reserve_bytes:
             return -ENOSPC
-    failed = ops.reserve(segment.index_fd, entries * INDEX_ENTRY_BYTES)
-    if failed == 0:
+    failed = ops.reserve(segment.index_fd, entries * INDEX_ENTRY_BYTES) if segment.index_fd >= 0 else 0
+    if failed == 0 and segment.time_fd >= 0:
         failed = ops.reserve(segment.time_fd, entries * TIME_ENTRY_BYTES)
     if failed == 0:
         failed = ops.allocate(&segment.log, upto, segment_bytes)

@@ -331,13 +331,14 @@ cdef void tear(DiskState* d, Inode* f, int64_t page) noexcept nogil:
 cdef int64_t surviving_size(DiskState* d, Inode* f, bint cut) noexcept nogil:
     """The size before or after what was not synced, or one in between that a growing file had."""
     cdef int64_t low = f.low_size if cut else f.disk_size
+    cdef int64_t between
     cdef uint64_t which = below(d, 4)
     if f.size <= low or (which == 0):
         return low
     if which == 1:
-        low += below(d, f.size - low + 1)
-        low -= low % SECTOR_BYTES
-        return low if low > f.disk_size or cut else f.disk_size
+        between = low + <int64_t>below(d, f.size - low + 1)
+        between -= between % SECTOR_BYTES
+        return between if between > low else low
     return f.size
 
 

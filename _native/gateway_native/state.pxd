@@ -243,6 +243,10 @@ cdef extern from "atomics.h" nogil:
     uint64_t gw_exchange(uint64_t*, uint64_t)
     void gw_fence()
 
+cdef extern from "planted.h" nogil:
+    # Is this bug planted? Never, but in a build made to show that tests find it.
+    bint gw_planted(const char* bug)
+
 cdef extern from "clock.h" nogil:
     uint64_t gw_monotonic_ns()
     int64_t gw_realtime_ns()

@@ -70,6 +70,7 @@ from gateway_native.state cimport (
     gw_fence,
     gw_load_acquire,
     gw_load_relaxed,
+    gw_planted,
     gw_realtime_ns,
     gw_store_release,
     gw_store_seq,
@@ -165,7 +166,7 @@ cdef int open_batch(WriterState* w, Partition* p, RingSlot* slot) noexcept nogil
         append_open_batch(w, p)
         if gw_load_relaxed(&p.failed):
             return -1
-        if p.refusing:
+        if p.refusing and not gw_planted("taken while refusing"):
             return 0
     p.open = take_buffer(w, BATCH_HEADER_BYTES + most, p.batch_bytes)
     if p.open is NULL:
@@ -240,7 +241,7 @@ cdef bint take_record(WriterState* w, uint64_t ring_index, RingSlot* slot) noexc
             bump(&p.lost, 1)
             return True
     ready = open_batch(w, p, slot) if not p.refusing else 0
-    if p.refusing:
+    if p.refusing and not gw_planted("taken while refusing"):
         # Room was to be made for it, and that met the full disk.
         return take_troubled(w, p, ring_index, slot) > 0
     if ready < 0:

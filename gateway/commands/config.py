@@ -178,7 +178,7 @@ def _print(report: dict[str, Any]) -> None:
     new = "" if data["exists"] else ", not there yet"
     click.echo(f"site      {report['site']['name']}, {report['site']['timezone']}")
     click.echo(
-        f"data      {data['directory']} on {data['filesystem']}, append by {data['append']}, "
+        f"data      {data['directory']} on {data['filesystem']}, append by {data['append']}, {_synced(data)}, "
         f"{format_size(data['free_bytes'])} free{new}"
     )
     headroom, reserve = data["headroom_bytes"], data["reserve_bytes"]
@@ -208,6 +208,11 @@ def _print(report: dict[str, Any]) -> None:
         say(f"warning: {sentence}")
     click.echo()
     click.echo(f"{report['file']} is sound.")
+
+
+def _synced(data: dict[str, Any]) -> str:
+    files = data["syncfs_files"]
+    return f"syncfs from {files} dirty streams on" if files else "each file synced by itself"
 
 
 def _stream_rows(streams: dict[str, Any]) -> list[tuple[str, ...]]:

@@ -32,8 +32,9 @@ ROUND_SEGMENTS_MAX = 64
 LIST_INTERVAL_NS = 60 * NS_PER_S
 # /proc is searched, and deleting that freed nothing is tried again, no more often than this.
 HOLDERS_INTERVAL_NS = 5 * NS_PER_S
-# Rounds that free nothing, with nobody seen who holds it, before retention stops. File systems may free late.
-USELESS_ROUNDS_MAX = 5
+# Rounds that free nothing, with nobody seen who holds it, before deleting slows down (records may have taken at once
+# what was freed), and before it stops (file systems may free late).
+USELESS_ROUNDS_FREE, USELESS_ROUNDS_MAX = 3, 8
 USELESS_RETRY_NS = 600 * NS_PER_S
 # An active segment with less than this is not worth sealing to get its room back.
 ROLL_BYTES_MIN = 64 * KIB
@@ -110,6 +111,7 @@ class Retainer:
         self._stop: _Stop | None = None
         self._useless_rounds = 0
         self._useless_bytes = 0
+        self._useless_ns: int | None = None
         self._asked_holders_ns: int | None = None
         self._nothing_left = ""
         self._doubt = ""
@@ -339,29 +341,37 @@ class Retainer:
             self._useless_rounds = self._useless_bytes = 0
             return
         self._useless_rounds += 1
+        self._useless_ns = self._now_ns
         self._useless_bytes += deleted_bytes
-        self._asked_holders_ns = self._now_ns
-        held = self._find_holders(self.data)
-        if held.bytes >= deleted_bytes // 2:
-            self._begin_stop(held)
-        elif self._useless_rounds >= USELESS_ROUNDS_MAX:
-            self._begin_stop(Held(self._useless_bytes, ()))
-
-    def _begin_stop(self, held: Held) -> None:
+        held = Held(0, ())
+        if self._holders_are_due():
+            held = self._find_holders(self.data)
+        if held.bytes < deleted_bytes // 2:
+            if self._useless_rounds < USELESS_ROUNDS_MAX:
+                return
+            held = Held(self._useless_bytes, ())
         self._stop = _Stop(held, self._space.free_bytes, self._now_ns)
+
+    def _holders_are_due(self) -> bool:
+        now_ns = self._now_ns
+        if self._asked_holders_ns is not None and now_ns - self._asked_holders_ns < HOLDERS_INTERVAL_NS:
+            return False
+        self._asked_holders_ns = now_ns
+        return True
 
     def _must_wait(self) -> bool:
         """Deleting freed nothing when it was last tried: is it to be tried again?"""
-        now_ns = self._now_ns
-        if self._asked_holders_ns is not None and now_ns - self._asked_holders_ns < HOLDERS_INTERVAL_NS:
-            return self._stop is not None or self._useless_rounds > 0
         if self._stop is None:
-            return False
-        self._asked_holders_ns = now_ns
+            if self._useless_rounds < USELESS_ROUNDS_FREE or self._useless_ns is None:
+                return False
+            return self._now_ns - self._useless_ns < HOLDERS_INTERVAL_NS
         if self._stop.held.holders:
-            if self._find_holders(self.data).bytes > self._stop.held.bytes // 2:
+            if not self._holders_are_due() or self._find_holders(self.data).bytes > self._stop.held.bytes // 2:
                 return True
-        elif self._space.free_bytes < self._stop.free_bytes + MIB and now_ns - self._stop.since_ns < USELESS_RETRY_NS:
+        elif (
+            self._space.free_bytes < self._stop.free_bytes + MIB
+            and self._now_ns - self._stop.since_ns < USELESS_RETRY_NS
+        ):
             return True
         self._resume("what was deleted is no longer held")
         return False

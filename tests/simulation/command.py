@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from typing import NamedTuple
 
+from tests.simulation.planted import plant
 from tests.simulation.run import Run
 
 SEEDS_PER_TASK = 100
@@ -25,7 +26,7 @@ class Failure(NamedTuple):
     text: str
 
     def __str__(self) -> str:
-        return f"seed {self.seed}: {self.text}\n    again, with what happened: python -m tests.simulation --seed {self.seed}"
+        return f"seed {self.seed}: {self.text}\n    what happened: python -m tests.simulation --seed {self.seed}"
 
 
 class Outcome(NamedTuple):
@@ -56,9 +57,12 @@ def run_seeds(seeds: Iterable[int]) -> Outcome:
     return Outcome(done, lives, records, operations, failures)
 
 
-def run_many(seeds: Iterable[int], jobs: int, seconds: float | None = None) -> Iterator[Outcome]:
-    """Run them in several processes; after so many seconds begin nothing new."""
-    pieces = iter(lambda source=iter(seeds): list(itertools.islice(source, SEEDS_PER_TASK)), [])
+def run_many(
+    seeds: Iterable[int], jobs: int, seconds: float | None = None, *, until_failure: bool = False
+) -> Iterator[Outcome]:
+    """Run them in several processes; after so many seconds, or the first failure, begin nothing new."""
+    source = iter(seeds)
+    pieces = iter(lambda: list(itertools.islice(source, SEEDS_PER_TASK)), [])
     deadline = None if seconds is None else time.monotonic() + seconds
     with ProcessPoolExecutor(jobs) as pool:
         tasks: set[Future[Outcome]] = set()
@@ -70,6 +74,8 @@ def run_many(seeds: Iterable[int], jobs: int, seconds: float | None = None) -> I
                 return
             done, tasks = wait(tasks, return_when=FIRST_COMPLETED)
             for task in done:
+                if until_failure and task.result().failures:
+                    deadline = 0.0
                 yield task.result()
 
 
@@ -99,15 +105,17 @@ def main(arguments: list[str] | None = None) -> int:
         "--seeds", default="0:1000", help="run a range, FIRST:END; without END until --seconds are over"
     )
     parser.add_argument("--seconds", type=float, help="begin nothing new after so long")
+    parser.add_argument("--until-failure", action="store_true", help="begin nothing new after the first failure")
     parser.add_argument("--jobs", type=int, default=2, help="processes")
     options = parser.parse_args(arguments)
+    plant()
     if options.seed is not None:
         return tell_one(options.seed, operations=options.operations)
     first, _, end = options.seeds.partition(":")
     if not end and options.seconds is None:
         parser.error("a range without an end needs --seconds")
     seeds = range(int(first), int(end)) if end else itertools.count(int(first))
-    return summarize(run_many(seeds, options.jobs, options.seconds))
+    return summarize(run_many(seeds, options.jobs, options.seconds, until_failure=options.until_failure))
 
 
 def summarize(outcomes: Iterable[Outcome]) -> int:
@@ -127,8 +135,8 @@ def summarize(outcomes: Iterable[Outcome]) -> int:
         )
     seconds = time.monotonic() - started
     print(
-        f"\r{total.seeds:,} seeds: {total.lives:,} lives, {total.records:,} records, {total.operations:,} operations of the "
-        f"disk, in {seconds:,.0f} s: {total.seeds / seconds:,.0f} seeds/s, {total.lives / seconds:,.0f} lives/s; "
-        f"{len(total.failures):,} failed"
+        f"\r{total.seeds:,} seeds: {total.lives:,} lives, {total.records:,} records, {total.operations:,} operations "
+        f"of the disk, in {seconds:,.0f} s: {total.seeds / seconds:,.0f} seeds/s, {total.lives / seconds:,.0f} "
+        f"lives/s; {len(total.failures):,} failed"
     )
     return 1 if total.failures else 0

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from gateway.log.files import Files, ReadFile
 from gateway_native.simulated_disk import Disk
+
+from gateway.log.files import Files, ReadFile
 
 EXISTING, EMPTY = 0, 2
 

@@ -52,6 +52,7 @@ def gap_headers(identity: bytes) -> bytes:
 class Life(NamedTuple):
     """What the writer counted in one life of a partition."""
 
+    number: int
     refused: int
     lost: int
     failed: bool
@@ -82,7 +83,7 @@ class PartitionModel:
     """… and the last under which anything was committed, which comes after the watermark is synced."""
     life_counts: Life | None = None
 
-    # -- while it runs ---------------------------------------------------------------------------------------------------
+    # -- while it runs -------------------------------------------------------------------------------------------------
 
     def begin_life(self, rings: int) -> None:
         self.waiting = [[] for _ in range(rings)]
@@ -113,7 +114,7 @@ class PartitionModel:
         self.durable_offset = durable_offset
         self._remember(content)
 
-    # -- deleting --------------------------------------------------------------------------------------------------------
+    # -- deleting ------------------------------------------------------------------------------------------------------
 
     def begin_deletion(self, next_base: int, content: LogContent) -> None:
         """The segment before `next_base` is being deleted: it may be there or not."""
@@ -131,10 +132,13 @@ class PartitionModel:
             if identity is not None:
                 self.deleted.add(identity)
 
-    # -- after a restart -------------------------------------------------------------------------------------------------
+    # -- after a restart -----------------------------------------------------------------------------------------------
 
-    def recovered(self, content: LogContent, next_offset: int, epoch: int) -> None:
-        """Recovery came to this log: is everything there that was promised, and nothing else?"""
+    def recovered(self, content: LogContent, next_offset: int, epoch: int, *, firm: bool) -> None:
+        """Recovery came to this log: is everything there that was promised, and nothing else?
+
+        firm: there is a log, which recovery put on the disk; what is not there must not come back.
+        """
         where = f"{self.name}: after recovery the log"
         require(
             next_offset >= self.durable_offset,
@@ -161,13 +165,15 @@ class PartitionModel:
                 continue
             if record.verdict == ACKED and not self.ack_memory:
                 raise Violation(f"{where} has lost {describe(record)}, which was acknowledged")
-            self.gone.add(record.identity)
+            if firm:
+                self.gone.add(record.identity)
         if not lost_front:
             self._check_prefixes(there, where)
         self._check_counts(there, where)
         self.durable_offset = next_offset
         self._remember(content)
-        self.records = {identity: record for identity, record in self.records.items() if identity in there}
+        for identity in self.gone:
+            self.records.pop(identity, None)
 
     def ended(self, durable_offset: int) -> None:
         """The life is over; this is what its writer called durable."""
@@ -220,12 +226,11 @@ class PartitionModel:
     def _check_prefixes(self, there: set[bytes], where: str) -> None:
         """In a life in which nothing was refused, each ring's records are there up to one of them, without holes."""
         counts = self.life_counts
-        if counts is None or counts.refused or counts.failed or not self.records:
+        if counts is None or counts.refused or counts.failed:
             return
-        life = max(record.life for record in self.records.values())
         missing: dict[int, Record] = {}
         for record in self.records.values():
-            if record.life != life or record.identity in self.deleted or record.flags & GAP:
+            if record.life != counts.number or record.identity in self.deleted or record.flags & GAP:
                 continue
             if record.identity not in there:
                 missing.setdefault(record.ring, record)
@@ -235,10 +240,11 @@ class PartitionModel:
     def _check_counts(self, there: set[bytes], where: str) -> None:
         """After a clean end every record of that life is in the log, or was counted as refused or lost."""
         counts = self.life_counts
-        if counts is None or not counts.clean or not self.records:
+        if counts is None or not counts.clean:
             return
-        life = max(record.life for record in self.records.values())
-        of_life = [record for record in self.records.values() if record.life == life and not record.flags & GAP]
+        of_life = [
+            record for record in self.records.values() if record.life == counts.number and not record.flags & GAP
+        ]
         absent = sum(record.identity not in there and record.identity not in self.deleted for record in of_life)
         require(
             absent <= counts.refused + counts.lost,

@@ -1,7 +1,7 @@
 """One run: several lives of a gateway on one simulated disk, all of it decided by a seed.
 
-The shipped recovery, writer, flusher and retention do the work; the model keeps the books. A life begins with recovery, goes
-on with records, faults and clocks, and ends cleanly, by a kill, or by power loss: also in the middle of recovery.
+The shipped recovery, writer, flusher and retention do the work; the model keeps the books. A life begins with recovery,
+goes on with records, faults and clocks, and ends cleanly, by a kill, or by power loss: also in the middle of recovery.
 """
 
 from __future__ import annotations
@@ -10,11 +10,14 @@ import random
 from dataclasses import dataclass
 from pathlib import Path
 
-from gateway.log.recovery import Recovered, recover
 from gateway_native.ring import FAILED, GAP, KEYFRAME, PENDING, REFUSED, WANTS_ACK, Ring
 from gateway_native.simulated_disk import Disk
 from gateway_native.writer import ManualClock, Writer
 
+from gateway.log import recovery
+from gateway.log.maintenance import missing, rebuild_segment
+from gateway.log.recovery import Recovered
+from gateway.log.retention import delete_segment
 from tests.simulation.files import SimulatedFiles
 from tests.simulation.model import Life, PartitionModel, Record, Violation, describe, gap_headers, require, value_of
 from tests.simulation.reading import (
@@ -107,10 +110,11 @@ class Run:
         self.story: list[str] = []
 
     def go(self) -> None:
-        for self.life in range(self.plan.lives):
+        for life in range(self.plan.lives):
+            self.life = life
             _Life(self, self._start()).go()
         self.disk.capacity = PLENTY
-        self._recover_all()
+        _Life(self, self._recover_all()).take_over()
 
     def tell(self, text: str) -> None:
         self.story.append(f"[life {self.life}, operation {self.disk.operations}] {text}")
@@ -121,7 +125,7 @@ class Run:
         for model in self.models if power_loss else ():
             model.power_lost()
 
-    # -- the beginning of a life -----------------------------------------------------------------------------------------
+    # -- the beginning of a life ---------------------------------------------------------------------------------------
 
     def _start(self) -> list[Recovered]:
         """Recover everything; before it succeeds, the power may fail in the middle of it, or the disk."""
@@ -164,7 +168,7 @@ class Run:
 
     def _recover(self, model: PartitionModel) -> Recovered:
         mark = read_mark(self.disk, model.name)
-        found = recover(Path(model.name), files=self.files)
+        found = recovery.recover(Path(model.name), files=self.files)
         self.tell(f"{model.name}: recovered from {mark}: {found}")
         if self.disk.crashed:
             return found
@@ -172,7 +176,7 @@ class Run:
         require(found.lost_records == 0, f"{model.name}: recovery reports {found.lost_records} lost records")
         base = found.segment_base if found.segment_base >= 0 else found.next_offset
         content = read_log(self.disk, model.name, base, found.position)
-        model.recovered(content, found.next_offset, found.epoch)
+        model.recovered(content, found.next_offset, found.epoch, firm=found.segment_base >= 0)
         model.life_counts = None
         self._check_indexes(model, content, found, base)
         return found
@@ -219,7 +223,7 @@ class _Life:
         if dice.random() < 0.8:
             self.disk.crash_after(int(dice.expovariate(1 / 150)))
         try:
-            self._take_over()
+            self.take_over()
         except OSError as error:
             if not self.disk.crashed:
                 raise Violation(f"a partition cannot be opened on a sound disk: {error}") from error
@@ -232,7 +236,7 @@ class _Life:
                 self._end_cleanly()
         self._end()
 
-    def _take_over(self) -> None:
+    def take_over(self) -> None:
         plan = self.run.plan
         for model, state in zip(self.models, self.states, strict=True):
             self.writer.add_partition(
@@ -245,7 +249,7 @@ class _Life:
                 refuse_when_full=plan.refuse_when_full,
             )
 
-    # -- steps -----------------------------------------------------------------------------------------------------------
+    # -- steps ---------------------------------------------------------------------------------------------------------
 
     def _step(self) -> None:
         roll = self.dice.random()
@@ -282,9 +286,11 @@ class _Life:
             self.run.tell(f"roll {index}")
         elif roll < 0.45:
             self._delete_oldest(self.dice.randrange(len(self.models)))
-        elif roll < 0.70 and plan.full:
+        elif roll < 0.52:
+            self._maintain(Path(self.dice.choice(self.models).name))
+        elif roll < 0.74 and plan.full:
             self._change_room()
-        elif roll >= 0.70 and plan.faults:
+        elif roll >= 0.74 and plan.faults:
             self.run.break_something()
 
     def _produce(self) -> None:
@@ -340,7 +346,8 @@ class _Life:
         """Another process reads a partition, up to what its watermark says."""
         model = self.dice.choice(self.models)
         mark = read_mark(self.disk, model.name)
-        if mark is not None and mark.durable_offset > 0:
+        # Where a write of the watermark failed, retention may be ahead of it until the next.
+        if mark is not None and mark.durable_offset > 0 and mark.segment_base >= model.start_max:
             content = read_log(self.disk, model.name, mark.segment_base, mark.position)
             if mark.position == 0 and content.next_offset < mark.segment_base:
                 content.next_offset = mark.segment_base
@@ -363,6 +370,15 @@ class _Life:
         else:
             model.end_deletion()
 
+    def _maintain(self, directory: Path) -> None:
+        """What the keeper does beside the writer: indexes and summaries that are missing are made again."""
+        try:
+            for base in missing(directory, files=self.run.files):
+                rebuild_segment(directory, base, files=self.run.files)
+                self.run.tell(f"{directory}: made the indexes of segment {base} again")
+        except OSError as error:
+            self.run.tell(f"{directory}: maintenance: {error}")
+
     def _change_room(self) -> None:
         if self.filled:
             self.disk.capacity = PLENTY
@@ -372,7 +388,7 @@ class _Life:
         self.filled = not self.filled
         self.run.tell(f"the disk has {self.disk.capacity} pages, {self.disk.used} are used")
 
-    # -- the end ---------------------------------------------------------------------------------------------------------
+    # -- the end -------------------------------------------------------------------------------------------------------
 
     def _end_cleanly(self) -> None:
         self.run.tell("asked to end")
@@ -395,7 +411,7 @@ class _Life:
         self.run.tell("ended cleanly")
         for index, model in enumerate(self.models):
             state = self.writer.partition_state(index)
-            model.life_counts = Life(state["refused"], state["lost"], state["failed"], clean=not abandon)
+            model.life_counts = Life(self.run.life, state["refused"], state["lost"], state["failed"], clean=not abandon)
             waiting = [record for records in model.waiting for record in records]
             require(
                 abandon or state["failed"] or not waiting,
@@ -416,7 +432,7 @@ class _Life:
             except IndexError:  # the crash came before it was opened
                 continue
             if model.life_counts is None:
-                model.life_counts = Life(state["refused"], state["lost"], state["failed"], clean=False)
+                model.life_counts = Life(self.run.life, state["refused"], state["lost"], state["failed"], clean=False)
             require(
                 state["durable_offset"] >= model.durable_offset or state["durable_offset"] == 0,
                 f"{model.name}: the durable offset went back to {state['durable_offset']}",
@@ -431,10 +447,3 @@ class _Life:
     def _reboot(self) -> None:
         self.clock.monotonic_ns = NS_PER_S
         self._pass_time(self.dice.choice((0, 5000, 3_600_000)) * NS_PER_MS)
-
-
-def delete_segment(directory: Path, base_offset: int, files: SimulatedFiles) -> None:
-    files.unlink(Path(path_of(str(directory), base_offset)))
-    files.sync_directory(directory)
-    for suffix in ("index", "timeindex", "sums"):
-        files.unlink(Path(path_of(str(directory), base_offset, suffix)))

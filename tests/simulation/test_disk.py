@@ -206,7 +206,7 @@ def test_power_fails_in_the_middle_of_an_operation():
 
 
 def test_a_full_disk():
-    """Blocks are taken when written or reserved, given back by cutting and removing; a page that has one always fits."""
+    """Blocks are taken by writing and reserving, given back by cutting and removing; a page that has one fits."""
     disk = Disk(1, capacity=4)
     fd = disk.open("/disk/a", NEW)
     disk.reserve(fd, 2 * PAGE)
@@ -227,7 +227,7 @@ def test_a_full_disk():
 
 @pytest.mark.parametrize("flavour", ["mapped", "pwrite"])
 def test_the_writer_runs_on_it(flavour):
-    """Records go through rings, writer and flusher to the simulated disk, and an acknowledged one survives every crash."""
+    """Records go through rings, writer and flusher to the disk, and an acknowledged one survives every crash."""
     for seed in range(30):
         disk, clock = Disk(seed, tracing=True), ManualClock()
         writer = Writer(disk.table(flavour), clock=clock, partitions_max=2, buffer_bytes=1 << 20)

@@ -10,7 +10,7 @@ from gateway_native.batch import Selection
 
 from gateway.log.layout import list_partitions, prepare
 from gateway.log.partition import PartitionReader
-from gateway.log.verify import verify
+from gateway.log.repair import repair
 from tests.simulation.command import run_seeds
 from tests.simulation.files import materialize
 from tests.simulation.reading import identity_of
@@ -25,7 +25,7 @@ SEEDS_PER_TEST = 500
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("first", range(0, SEEDS, SEEDS_PER_TEST))
 def test_no_seed_breaks_a_promise(first):
-    """Acknowledged records are there once, in order, at their offsets; refused ones are not; recovery always succeeds."""
+    """Acknowledged records are there once, in order, at their offsets, refused ones are not; every start succeeds."""
     outcome = run_seeds(range(first, min(first + SEEDS_PER_TEST, SEEDS)))
     assert not outcome.failures, "\n".join(map(str, outcome.failures))
 
@@ -33,16 +33,19 @@ def test_no_seed_breaks_a_promise(first):
 @pytest.mark.slow
 @pytest.mark.parametrize("first", range(0, 200, 50))
 def test_the_shipped_readers_agree(first, tmp_path: Path):
-    """What is left on the disk after a run, as real files: `verify` finds it sound, and a reader gives every record."""
+    """What is left after a run, as real files: `verify --repair` leaves it sound, a reader gives every record."""
     for seed in range(first, first + 50):
         run = Run(seed)
         run.go()
         data = tmp_path / str(seed)
         prepare(data, "plant-7", "Europe/Berlin")
         materialize(run.disk, "/disk", data)
-        report = verify(data, deep=True)
-        if not run.plan.faults:
-            assert report.sound, f"seed {seed}: {report.damages}"
+        report, _ = repair(data, deep=True)
+        # A segment that was replaced after a failed sync may keep room behind its end.
+        damages = [
+            damage for damage in report.damages if "zero bytes after" not in damage.problem or not run.plan.faults
+        ]
+        assert not damages, f"seed {seed}: {damages}"
         for found in list_partitions(data):
             model = next(model for model in run.models if model.name == f"/disk/{found.path.name}")
             chunks = PartitionReader(found.path).chunks(Selection())
