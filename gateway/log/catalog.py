@@ -8,6 +8,7 @@ from pathlib import Path
 from gateway.log.files import Files, replace
 from gateway.log.index import NO_TIMESTAMP
 from gateway.log.layout import (
+    CUT_SUFFIX,
     MANIFEST_FILE,
     NEW_SUFFIX,
     SEGMENT_DIGITS,
@@ -43,6 +44,8 @@ class Catalog:
         self._oldest: int | None = None
         self.last_base: int | None = None
         """After `scan`: the last segment's."""
+        self.cut_base: int | None = None
+        """After `scan`: the last segment's among those that were set aside."""
         self._orphans: list[Path] = []
         self.manifest_bytes = -1
         """Where the next entry goes, once the manifest is complete; -1: it is not."""
@@ -65,7 +68,7 @@ class Catalog:
         sidecars: list[str] = []
         above = "" if self._mark_base is None else f"{self._mark_base:0{SEGMENT_DIGITS}d}"
         below = f"{self.manifest.base(self._first):0{SEGMENT_DIGITS}d}" if self._first < len(self.manifest) else ""
-        first = last = ""
+        first = last = cut = ""
         for name in self.files.names(self.directory):
             digits = name[:SEGMENT_DIGITS]
             if name.endswith(".log"):
@@ -75,9 +78,12 @@ class Catalog:
                 last = max(last, digits)
                 if above and digits > above:
                     later.append(int(digits))
+            elif name.endswith(CUT_SUFFIX) and digits.isdecimal():
+                cut = max(cut, digits)
             elif (digits < below or (above and digits > above)) and len(sidecars) < ORPHANS_MAX:
                 sidecars.append(name)
         self._scanned = True
+        self.cut_base = int(cut) if cut else None
         if first:
             self._oldest, self.last_base = int(first), int(last)
         there = set(later)

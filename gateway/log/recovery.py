@@ -186,7 +186,7 @@ class _Recovery:
         if not last.in_file and mark.durable_offset == 0 and not self.catalog.has_segments:
             return Recovered(epoch=mark.epoch + 1)
         lost = max(mark.durable_offset - tails[0].next_offset, 0)
-        if mark.position > 0 and not tails[0].in_file and not self._is_deleted(mark, later):
+        if mark.position > 0 and not tails[0].in_file and self._behind_deleted(mark, later) is None:
             lost = mark.durable_offset - mark.segment_base
         return self._finish(tails, mark.epoch + 1, mark.durable_offset, lost)
 
@@ -195,7 +195,7 @@ class _Recovery:
         try:
             size = self.files.size(self._log(base))
         except FileNotFoundError:
-            next_offset = later[0] if self._is_deleted(mark, later) else mark.durable_offset
+            next_offset = self._behind_deleted(mark, later) or mark.durable_offset
             gone = Tail(base, 0, IndexBuilder(base), 0, next_offset, in_file=False)
             gone.last_timestamp = mark.last_timestamp
             return gone
@@ -208,9 +208,16 @@ class _Recovery:
             return self._walk_all_of(mark, min(size, mark.position), set(later))
         return self.walk.run(self._from_mark(mark), set(later))
 
-    def _is_deleted(self, mark: Watermark, later: list[int]) -> bool:
-        """Is the watermark's segment one that retention deleted? It deletes from the front, however old the mark is."""
-        return bool(later) and later[0] >= mark.durable_offset and self.catalog.first_base == later[0]
+    def _behind_deleted(self, mark: Watermark, later: list[int]) -> int | None:
+        """Where the log goes on if retention deleted the watermark's segment; None: it did not.
+
+        It deletes from the front, however old the watermark on the disk is. If all that followed was set aside, because
+        the disk failed, its name still tells which offsets were given out.
+        """
+        following = later[0] if later else self.catalog.cut_base
+        if following is None or following < mark.durable_offset or following == mark.segment_base:
+            return None
+        return following if self.catalog.first_base in {following, None} else None
 
     def _walk_all_of(self, mark: Watermark, end: int, stops: set[int]) -> Tail:
         tail = Tail(mark.segment_base, 0, IndexBuilder(mark.segment_base), 0, mark.segment_base)
@@ -266,7 +273,7 @@ class _Recovery:
             if not summarize(self.directory, self.files, tail, self._skip):
                 self.rebuild.append(tail.base_offset)
         if begins_anew:
-            last = self._begin(durable_offset, last.last_timestamp)
+            last = self._begin(max(durable_offset, last.next_offset), last.last_timestamp)
         else:
             write_indexes(self.directory, self.files, last, self._skip, sealed=False)
         self.catalog.complete(last.base_offset)

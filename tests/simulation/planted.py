@@ -14,6 +14,9 @@ from typing import Any
 
 from gateway.log import index_files, recovery, tail
 
+# Replaces an attribute of something.
+Patch = Callable[[object, str, Any], None]
+
 VARIABLE = "GATEWAY_PLANTED_BUG"
 
 NATIVE = {
@@ -33,23 +36,24 @@ NATIVE = {
 }
 
 
-def _no_checksums(monkey: Callable[[object, str, Any], None]) -> None:
+def _no_checksums(monkey: Patch) -> None:
     walk = tail.Walk
     monkey(tail, "Walk", lambda *args, **options: walk(*args, **{**options, "check_crc": False}))
 
 
-def _no_cut(monkey: Callable[[object, str, Any], None]) -> None:
-    def sync_log(self: Any, found: tail.Tail) -> None:
+def _no_cut(monkey: Patch) -> None:
+    def sync_only(self: Any, found: tail.Tail) -> None:
+        self._write_again(self._log(found.base_offset), self._trusted_bytes(found), found.position)
         self.files.sync(self._log(found.base_offset))
 
-    monkey(recovery._Recovery, "_sync_log", sync_log)
+    monkey(recovery._Recovery, "_cut_log", sync_only)
 
 
-def _no_writing_again(monkey: Callable[[object, str, Any], None]) -> None:
+def _no_writing_again(monkey: Patch) -> None:
     monkey(recovery._Recovery, "_write_again", lambda *_: None)
 
 
-def _offsets_again(monkey: Callable[[object, str, Any], None]) -> None:
+def _offsets_again(monkey: Patch) -> None:
     recover = recovery.recover
 
     def wrong(directory: Path, **options: Any) -> recovery.Recovered:
@@ -59,11 +63,11 @@ def _offsets_again(monkey: Callable[[object, str, Any], None]) -> None:
     monkey(recovery, "recover", wrong)
 
 
-def _indexes_unchecked(monkey: Callable[[object, str, Any], None]) -> None:
+def _indexes_unchecked(monkey: Patch) -> None:
     monkey(index_files, "_has", lambda files, path, *_: files.exists(path))
 
 
-def _no_directory_sync(monkey: Callable[[object, str, Any], None]) -> None:
+def _no_directory_sync(monkey: Patch) -> None:
     finish = recovery._Recovery._finish
 
     def without(self: Any, *args: Any) -> recovery.Recovered:
@@ -76,11 +80,11 @@ def _no_directory_sync(monkey: Callable[[object, str, Any], None]) -> None:
     monkey(recovery._Recovery, "_finish", without)
 
 
-def _deleted_is_lost(monkey: Callable[[object, str, Any], None]) -> None:
+def _deleted_is_lost(monkey: Patch) -> None:
     monkey(recovery._Recovery, "_is_deleted", lambda *_: False)
 
 
-PYTHON: dict[str, tuple[str, Callable[[Callable[[object, str, Any], None]], None]]] = {
+PYTHON: dict[str, tuple[str, Callable[[Patch], None]]] = {
     "recovery checks no checksums": ("a tail is kept as long as its headers look right", _no_checksums),
     "recovery does not cut": ("what follows the last sound batch stays in the file", _no_cut),
     "recovery trusts the cache": ("what it keeps is synced, but not written again first", _no_writing_again),
@@ -94,10 +98,16 @@ PYTHON: dict[str, tuple[str, Callable[[Callable[[object, str, Any], None]], None
 }
 
 
+def _replace(owner: object, name: str, value: Any) -> None:
+    if not hasattr(owner, name):
+        raise ValueError(f"{owner} has no {name} any more, so the bug is not planted")
+    setattr(owner, name, value)
+
+
 def plant() -> None:
     """Plant what the environment asks for, if that is in Python; it stays for the life of the process."""
     wanted = os.environ.get(VARIABLE, "")
     if wanted in PYTHON:
-        PYTHON[wanted][1](setattr)
+        PYTHON[wanted][1](_replace)
     elif wanted and wanted not in NATIVE:
         raise ValueError(f"there is no bug {wanted!r} to plant; there are {', '.join([*NATIVE, *PYTHON])}")
