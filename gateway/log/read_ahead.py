@@ -1,7 +1,7 @@
 """Bring into the page cache what opening a partition reads, so that many of them can be opened one after the other.
 
-After a cold start that is a handful of random reads for each: a hundred streams took five seconds one by one where it was
-measured, most of them waiting for the disk.
+After a cold start that is a handful of random reads for each: a hundred streams took five seconds one by one where it
+was measured, most of them waiting for the disk.
 """
 
 from __future__ import annotations
