@@ -18,8 +18,9 @@ from gateway.ingest import limits
 from gateway.ingest.engine import Engine
 from gateway.ingest.source import Source, SourceContext, load_factory
 from gateway.ingest.troubles import DISK
-from gateway.log.layout import prepare
+from gateway.log.layout import partition_path, prepare
 from gateway.log.lock import DataLock
+from gateway.log.read_ahead import read_ahead
 
 logger = logging.getLogger("gateway")
 
@@ -65,6 +66,8 @@ class App:
             self._engine = Engine(self.config, on_health=self._log_health)
             self._engine.start()
             self._resources.callback(self._close_engine)
+            directories = [partition_path(self.config.data, name) for name in self.config.written_streams()]
+            await asyncio.to_thread(read_ahead, directories)
             for name, (kind, model) in source_configs(self.config).items():
                 await self._start_source(name, kind, model)
             self._log_recovery()

@@ -128,8 +128,9 @@ def decode_chunk(
 ) -> tuple[list[Row], int, int, int]:
     """The selected records of all whole batches from `position` on.
 
-    Base offsets must go on from `expected_offset` without gaps; -1 takes the first as it is. The CRC-32C of every
-    batch is checked, because what its header says decides where reading ends. Returns the records, the position after
+    Base offsets must go on from `expected_offset` without gaps; -1 takes the first as it is. The leader epoch is 0.
+    The CRC-32C of every batch is checked, because what its
+    header says decides where reading ends. Returns the records, the position after
     the last batch, `wanted`, and the offset after the last batch (`expected_offset` if there was none). `wanted` is 0:
     go on reading at that position; above 0: the next batch (or its header) needs that many bytes; -1: nothing later in
     this segment is selected. Raises as `decode`, but only after everything before the damage has been returned: the

@@ -743,6 +743,10 @@ def decode_chunk(
             view.expected = expected_offset
             view.found = view.base_offset
             problem = BAD_OFFSET
+        elif problem == GOOD and get_be32(&buffer[position + AT_LEADER_EPOCH]) != 0:
+            view.expected = 0
+            view.found = <int32_t>get_be32(&buffer[position + AT_LEADER_EPOCH])
+            problem = BAD_EPOCH
         elif problem == GOOD:
             problem = check_one(&view, check_crc)
         if problem == SHORT:

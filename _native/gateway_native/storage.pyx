@@ -231,15 +231,12 @@ pwrite_ops.detach = nothing_to_detach
 
 
 cdef class StorageTable:
-    """One implementation of the table, to be passed to `Writer`; its name is for people."""
-
-    def __init__(self):
-        raise TypeError("a storage table comes from the module that implements it")
+    """One implementation of the table, to be passed to `Writer`. It comes from the module that implements it."""
 
     @property
     def name(self) -> str:
-        """What the table is called."""
-        return self.ops.name.decode()
+        """What the table is called; empty for one that implements nothing."""
+        return self.ops.name.decode() if self.ops is not NULL else ""
 
 
 cdef StorageTable table_of(StorageOps* ops):
@@ -250,6 +247,8 @@ cdef StorageTable table_of(StorageOps* ops):
 
 cdef StorageTable storage_table(object storage):
     if isinstance(storage, StorageTable):
+        if (<StorageTable>storage).ops is NULL:
+            raise ValueError("this storage table implements nothing; take one from the module that implements it")
         return storage
     if storage == "mapped":
         if gw_bus_install():
