@@ -12,10 +12,13 @@
 
 static inline int gw_planted(const char *bug)
 {
-    static const char *planted;
-    if (!planted) {
-        planted = getenv("GATEWAY_PLANTED_BUG");
-        planted = planted ? planted : "";
+    static char planted[64];
+    static int known;
+    if (!known) {
+        const char *found = getenv("GATEWAY_PLANTED_BUG");
+        if (found)
+            strncpy(planted, found, sizeof(planted) - 1);
+        known = 1;
     }
     return strcmp(planted, bug) == 0;
 }

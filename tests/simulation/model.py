@@ -148,9 +148,11 @@ class PartitionModel:
             f"{where} is said to end at offset {next_offset} and ends at {content.next_offset}: {content.problem}",
         )
         require(epoch > self.epoch, f"{self.name}: epoch {epoch} follows {self.epoch}")
-        # Of a partition that never committed, the first segments may be lost and a later one not.
-        lost_front = self.durable_offset == 0 and content.start > 0
-        start_max = max(self.start, self.start_max) if self.durable_offset else content.start
+        start_max = max(self.start, self.start_max)
+        lost_front = content.start > start_max
+        if all(offset < start_max for offset in self.durable):
+            # Of what never was committed, the first segments may be lost and a later one not.
+            start_max = content.start
         require(
             self.start <= content.start <= start_max,
             f"{where} starts at offset {content.start}, not between {self.start} and {start_max}",

@@ -27,26 +27,16 @@ NATIVE = {
     "acknowledged early": "acknowledgements leave before anything is synced",
     "buffers freed early": "batches are not kept until they are durable, so they are not written again after a failure",
     "failed sync tried again": "a sync that failed is called again and believed when it succeeds",
-    "watermark not renewed": "a watermark whose sync failed is synced again, but not written again",
     "refusal not told": "a record that is refused while the disk is full leaves its sender waiting for later ones",
     "refused offsets kept": "offsets of refused records are not given out again",
     "taken while refusing": "a record is taken into a batch though the stream began to refuse a moment ago",
     "second segment without watermark": "a segment is begun before the watermark of this opening is on the disk",
-    "clean end without names": "a clean end is written before the names of the files are synced",
 }
 
 
 def _no_checksums(monkey: Patch) -> None:
     walk = tail.Walk
     monkey(tail, "Walk", lambda *args, **options: walk(*args, **{**options, "check_crc": False}))
-
-
-def _no_cut(monkey: Patch) -> None:
-    def sync_only(self: Any, found: tail.Tail) -> None:
-        self._write_again(self._log(found.base_offset), self._trusted_bytes(found), found.position)
-        self.files.sync(self._log(found.base_offset))
-
-    monkey(recovery._Recovery, "_cut_log", sync_only)
 
 
 def _no_writing_again(monkey: Patch) -> None:
@@ -86,7 +76,6 @@ def _deleted_is_lost(monkey: Patch) -> None:
 
 PYTHON: dict[str, tuple[str, Callable[[Patch], None]]] = {
     "recovery checks no checksums": ("a tail is kept as long as its headers look right", _no_checksums),
-    "recovery does not cut": ("what follows the last sound batch stays in the file", _no_cut),
     "recovery trusts the cache": ("what it keeps is synced, but not written again first", _no_writing_again),
     "recovery reuses offsets": ("the last offset is given out a second time", _offsets_again),
     "indexes believed unchecked": (

@@ -1,4 +1,4 @@
-"""Twenty bugs, planted one at a time: the simulation finds each, and finds nothing where there is none."""
+"""Bugs, planted one at a time: the simulation finds each, and finds nothing where there is none."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.simulation.planted import NATIVE, PYTHON, VARIABLE
 
 ROOT = Path(__file__).parents[2]
 SOURCES = ROOT / "_native" / "gateway_native"
-# What finds the rarest of them, several times over. Without a bug so many are run that most would be found.
+# What finds the rarest of them several times over. Without a bug, so many are run that most would be found.
 SEEDS_MAX = 20_000
 SEEDS_SOUND = 2_000
 
