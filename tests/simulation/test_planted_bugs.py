@@ -17,7 +17,14 @@ ROOT = Path(__file__).parents[2]
 SOURCES = ROOT / "_native" / "gateway_native"
 # What finds the rarest of them several times over. Without a bug, so many are run that most would be found.
 SEEDS_MAX = 20_000
-SEEDS_SOUND = 2_000
+SEEDS_SOUND = 1_000
+# Where to look first for those that few seeds find. A change of the simulation moves them: then all seeds are tried.
+FOUND_BY = {
+    "watermark not renewed": 15_838,
+    "clean end without names": 7_274,
+    "recovery trusts the cache": 610,
+    "recovery does not cut": 1_267,
+}
 
 
 @pytest.fixture(scope="module")
@@ -37,8 +44,9 @@ def build(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return base / "_native"
 
 
-def simulate(build: Path, bug: str, seeds: int) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "tests.simulation", "--seeds", f"0:{seeds}", "--until-failure", "--jobs", "2"]
+def simulate(build: Path, bug: str, seeds: range) -> subprocess.CompletedProcess[str]:
+    span = f"{seeds.start}:{seeds.stop}"
+    command = [sys.executable, "-m", "tests.simulation", "--seeds", span, "--until-failure", "--jobs", "2"]
     environment = os.environ | {VARIABLE: bug, "PYTHONPATH": os.pathsep.join([str(build), str(ROOT)])}
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
 
@@ -48,7 +56,10 @@ def simulate(build: Path, bug: str, seeds: int) -> subprocess.CompletedProcess[s
 @pytest.mark.parametrize("bug", [*NATIVE, *PYTHON])
 def test_a_planted_bug_is_found(build, bug):
     """Some seed fails, and names the promise that the bug breaks."""
-    done = simulate(build, bug, SEEDS_MAX)
+    first = FOUND_BY.get(bug, 0)
+    done = simulate(build, bug, range(first, first + 100))
+    if done.returncode == 0:
+        done = simulate(build, bug, range(SEEDS_MAX))
     assert done.returncode == 1, f"not found: {bug}\n{done.stdout}\n{done.stderr[-2000:]}"
     assert "Violation: " in done.stdout, done.stdout + done.stderr[-2000:]
 
@@ -57,7 +68,7 @@ def test_a_planted_bug_is_found(build, bug):
 @pytest.mark.timeout(900)
 def test_nothing_is_found_where_there_is_no_bug(build):
     """The same build without a bug passes."""
-    done = simulate(build, "", SEEDS_SOUND)
+    done = simulate(build, "", range(SEEDS_SOUND))
     assert done.returncode == 0, done.stdout + done.stderr[-2000:]
 
 

@@ -17,7 +17,7 @@ from tests.simulation.reading import identity_of
 from tests.simulation.run import Run
 
 # `make torture` runs many more, and other ones.
-SEEDS = int(os.environ.get("GATEWAY_SIMULATION_SEEDS", "8000"))
+SEEDS = int(os.environ.get("GATEWAY_SIMULATION_SEEDS", "6000"))
 SEEDS_PER_TEST = 500
 
 
