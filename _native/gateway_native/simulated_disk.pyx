@@ -9,7 +9,36 @@ from libc.errno cimport ENOENT
 from libc.stdint cimport int64_t, uint64_t
 from libc.string cimport strncpy, strrchr
 
-from gateway_native.simulated_state cimport *
+from gateway_native.simulated_state cimport (
+    FAULTS_MAX,
+    NOWHERE,
+    OP_ALLOCATE,
+    OP_APPEND,
+    OP_CLOSE,
+    OP_MAKE_DIRECTORY,
+    OP_OPEN,
+    OP_RENAME,
+    OP_RESERVE,
+    OP_RESTART,
+    OP_SYNC_ALL,
+    OP_SYNC_DATA,
+    OP_SYNC_DIRECTORY,
+    OP_SYNC_FILESYSTEM,
+    OP_TRUNCATE,
+    OP_UNLINK,
+    OP_WRITE,
+    SUFFIX_BYTES,
+    DiskState,
+    Inode,
+    Operation,
+    add_entry,
+    find_entry,
+    free_state,
+    mixed,
+    new_inode,
+    restart,
+    set_name,
+)
 from gateway_native.simulated_table cimport current_disk, make_current, simulated_ops
 from gateway_native.storage cimport OPEN_EXISTING, StorageOps, StorageTable
 from gateway_native.writer cimport Writer, writer_step_once

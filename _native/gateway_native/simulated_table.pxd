@@ -1,7 +1,7 @@
 """The storage table of the simulated disk, and the same operations for its Python side.
 
-All return what storage.pxd says. Descriptors of one disk, and of one life on it, are never another's: a writer that is freed
-late closes nothing of the next.
+All return what storage.pxd says. Descriptors of one disk, and of one life on it, are never another's: a writer that is
+freed late closes nothing of the next.
 """
 
 from libc.stdint cimport int64_t, uint8_t

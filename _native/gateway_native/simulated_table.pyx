@@ -1,11 +1,50 @@
 """The functions of the simulated disk's table. See simulated_table.pxd."""
 
 from libc.errno cimport EBADF, EEXIST, EIO, EISDIR, ENOENT, ENOSPC
-from libc.stdint cimport int64_t, uint8_t
+from libc.stdint cimport int64_t, uint8_t, uint64_t
 from libc.string cimport strcmp, strlen
 
 from gateway_native.batch cimport crc32c_update
-from gateway_native.simulated_state cimport *
+from gateway_native.simulated_state cimport (
+    NOWHERE,
+    OP_ALLOCATE,
+    OP_APPEND,
+    OP_MAKE_DIRECTORY,
+    OP_OPEN,
+    OP_RENAME,
+    OP_RESERVE,
+    OP_SYNC_ALL,
+    OP_SYNC_DATA,
+    OP_SYNC_DIRECTORY,
+    OP_SYNC_FILESYSTEM,
+    OP_TRUNCATE,
+    OP_UNLINK,
+    OP_WRITE,
+    PAGE_BLOCK,
+    PAGE_BYTES,
+    SECTOR_BYTES,
+    DiskState,
+    Fault,
+    Inode,
+    below,
+    chance,
+    change,
+    commit_changes,
+    drop_blocks_if_gone,
+    entry_for,
+    find_entry,
+    grown_int,
+    lose_content,
+    new_inode,
+    note,
+    pages_of,
+    put,
+    resize,
+    set_name,
+    some_reach_the_disk,
+    sync_content,
+    take_blocks,
+)
 from gateway_native.storage cimport OPEN_EMPTY, OPEN_EXISTING, OPEN_NEW, SegmentFile, StorageOps
 
 cdef DiskState* current = NULL
@@ -20,7 +59,7 @@ cdef void make_current(DiskState* disk) noexcept nogil:
     current = disk
 
 
-# -- what happens before and around every operation ---------------------------------------------------------------------
+# -- what happens before and around every operation --------------------------------------------------------------------
 
 cdef bint ends_with(const char* path, const char* suffix) noexcept nogil:
     cdef size_t length = strlen(path)
@@ -94,7 +133,7 @@ cdef int64_t a_part(DiskState* d, int64_t size, int64_t position) noexcept nogil
     return end - position if end > position else 0
 
 
-# -- the table ----------------------------------------------------------------------------------------------------------
+# -- the table ---------------------------------------------------------------------------------------------------------
 
 cdef int sim_open(const char* path, int mode) noexcept nogil:
     cdef DiskState* d = current
