@@ -106,8 +106,8 @@ torture: $(VENV)/.stamp-test
 # library loaded first. Python and its libraries are not instrumented: leaks are theirs to judge, so leak detection is off.
 
 CC ?= cc
-SANITIZE_TESTS ?= tests/unit tests/property
-SANITIZE_PYTEST = $(BIN)/python -m pytest -p no:cacheprovider -p no:faulthandler --timeout 1800 -o filterwarnings=default
+SANITIZE_TESTS ?= tests/unit tests/property tests/simulation/test_disk.py tests/simulation/test_simulation.py
+SANITIZE_PYTEST = GATEWAY_SIMULATION_SEEDS=1000 $(BIN)/python -m pytest -p no:cacheprovider -p no:faulthandler --timeout 1800 -o filterwarnings=default
 
 sanitize: sanitize-address sanitize-thread
 

@@ -428,7 +428,7 @@ cdef void count_blocks(DiskState* d) noexcept nogil:
     d.used = 0
     for i in range(d.inode_count):
         f = &d.inodes[i]
-        if f.used and not f.directory and f.links:
+        if f.used and not f.directory and f.links and f.size:
             make_pages(f, f.size)
             memset(f.pages, PAGE_BLOCK, pages_of(f.size))
             d.used += pages_of(f.size)
