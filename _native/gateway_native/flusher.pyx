@@ -48,7 +48,7 @@ cdef int sync_sealed(WriterState* w, Partition* p, bint covered) noexcept nogil:
     while sealed is not NULL:
         if failed == 0 and not covered and not gw_planted("sealed log not synced"):
             failed = timed_sync(w, sealed.log_fd, True)
-        if failed == 0 and not covered and (w.ops.sync_all(sealed.index_fd) or w.ops.sync_all(sealed.time_fd)):
+        if failed == 0 and not covered and (w.ops.sync_all(sealed.index_fd) | w.ops.sync_all(sealed.time_fd)):
             bump(&p.index_errors, 1)
         if failed == 0 and not covered and (
                 (sealed.sums_fd >= 0 and w.ops.sync_all(sealed.sums_fd))
