@@ -2,7 +2,7 @@
 #
 #   make demo       everything embedded: sensors, cameras, a live table, then a replay       SECONDS=20
 #   make run        the gateway with gateway.toml, which it writes on the first run           CONFIG=gateway.toml
-#   make test       all tests; those that need Mosquitto, GStreamer or kcat skip where these are missing
+#   make test       all tests; those that need Mosquitto, GStreamer, kcat or Kafka skip without these
 #   make lint       ruff, mypy --strict, and the stubs of the extension modules
 #   make bench      measurements beside the peers that are found
 #   make sanitize   native unit tests under address, undefined-behaviour and thread sanitizers

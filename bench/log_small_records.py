@@ -19,6 +19,7 @@ from bench.recorder import recording
 VALUE_BYTES = 64
 PARTITIONS = (1, 10, 100, 1_000)
 STORAGES = ("mapped", "pwrite")
+BUFFER_BYTES = 64 * 2**20  # the default
 # On the disk a record takes no more than this, so it bounds what a round fills.
 RECORD_BYTES_MAX = 128
 
@@ -32,8 +33,8 @@ class Round(NamedTuple):
     records_per_batch: float
 
 
-def one_round(directory: Path, storage: str, partitions: int, seconds: float) -> Round:
-    with recording(directory, storage, partitions, syncfs_files=16) as recorder:
+def one_round(directory: Path, storage: str, partitions: int, buffer_bytes: int, seconds: float) -> Round:
+    with recording(directory, storage, partitions, buffer_bytes=buffer_bytes, syncfs_files=16) as recorder:
         load = recorder.load(VALUE_BYTES)
         load.run(60.0, records=partitions)
         recorder.flush()  # the files are there
@@ -62,6 +63,7 @@ def run(rounds: int) -> Result:
         (
             "storage",
             "partitions",
+            "buffers, MiB",
             "writer µs/record",
             "of it in the kernel",
             "flusher µs/record",
@@ -71,21 +73,24 @@ def run(rounds: int) -> Result:
         )
     )
     seconds = duration_s(5.0, 1.0)
-    taken: dict[tuple[str, int], list[Round]] = {(s, p): [] for p in PARTITIONS for s in STORAGES}
+    taken: dict[tuple[str, int, int], list[Round]] = {(s, p, BUFFER_BYTES): [] for p in PARTITIONS for s in STORAGES}
+    # What many streams take in during one commit is bounded by the buffers: [limits] buffers.
+    taken["pwrite", PARTITIONS[-1], 16 * BUFFER_BYTES] = []
     disk: list[float] = []
     for _ in range(rounds):
         with scratch() as directory:
             disk.append(fio_write(directory, 262_144, seconds))
-        for (storage, partitions), found in taken.items():
+        for (storage, partitions, buffer_bytes), found in taken.items():
             with scratch() as directory:
                 os.sync()
-                found.append(one_round(directory, storage, partitions, seconds))
-    for (storage, partitions), found in taken.items():
+                found.append(one_round(directory, storage, partitions, buffer_bytes, seconds))
+    for (storage, partitions, buffer_bytes), found in taken.items():
         middle = Round(*(median(list(values)) for values in zip(*found, strict=True)))
         result.rows.append(
             (
                 storage,
                 f"{partitions:,}",
+                f"{buffer_bytes >> 20:,}",
                 f"{middle.writer_us:.3f}",
                 f"{middle.kernel_us:.3f}",
                 f"{middle.flusher_us:.3f}",
