@@ -263,10 +263,10 @@ class _Recovery:
     def _finish(self, tails: list[Tail], epoch: int, durable_offset: int, lost: int) -> Recovered:
         last = tails[-1]
         self._note_cut(last)
+        begins_anew = not last.in_file or last.next_offset < durable_offset
         for tail in tails:
             if tail.in_file:  # the log first, since what it cuts off may be the last room on the disk
-                self._cut_log(tail)
-        begins_anew = not last.in_file or last.next_offset < durable_offset
+                self._cut_log(tail, goes_on=tail is last and not begins_anew)
         sealed = [tail for tail in tails if tail.in_file and (tail is not last or begins_anew)]
         for tail in sealed:
             write_indexes(self.directory, self.files, tail, self._skip, sealed=True)
@@ -319,17 +319,19 @@ class _Recovery:
             self.cut_bytes = last.content_bytes
             self.cut = last.damage._replace(bytes=last.content_bytes)
 
-    def _cut_log(self, tail: Tail) -> None:
+    def _cut_log(self, tail: Tail, *, goes_on: bool) -> None:
         """End the file after its last batch, and make all of it durable: a reader may see it as soon as we return.
 
-        What the watermark speaks of is durable already, and cutting zeros off may be forgotten; anything else may not:
-        a sound batch behind the cut could otherwise come back behind one that is written there next.
+        What the watermark speaks of is durable already, and that zeros were cut off a segment that goes on may be
+        forgotten; anything else may not: a sound batch behind the cut could otherwise come back behind one that is
+        written there next, and zeros inside the log would be taken for damage.
         """
         path = self._log(tail.base_offset)
-        if tail.size != tail.position:
+        cut = tail.size != tail.position
+        if cut:
             self.files.truncate(path, tail.position)
         trusted = self._trusted_bytes(tail)
-        if trusted == 0 or tail.position > trusted or tail.has_more:
+        if trusted == 0 or tail.position > trusted or tail.has_more or (cut and not goes_on):
             self._write_again(path, trusted, tail.position)
             self.files.sync(path)
 
