@@ -2,8 +2,8 @@
 
 The parser knows no socket, no clock but the one it stamps records with, and no policy. It takes every whole packet of
 a received buffer in one call: a PUBLISH goes straight into the ring, a PINGREQ is counted to be answered, and at any
-other packet it stops, so that its driver can decide. Whoever drives it (an event loop today) holds one MqttListener
-per listening socket and one MqttConnection per peer; all of one listener belong to one thread.
+other packet it stops, so that its driver can decide. Whoever drives it holds one MqttGroup per listening socket or
+broker and one MqttConnection per peer; all of one group belong to one thread.
 
 Source: MQTT 5.0 and MQTT 3.1.1, OASIS standards; numbers in brackets are theirs.
 """
@@ -14,7 +14,7 @@ from gateway_native.mqtt_routes cimport MqttRoutes
 from gateway_native.ring cimport Ring, RingState
 
 cdef enum:
-    SHARED_BYTES = 262144           # the receive buffer that all connections of a listener share
+    SHARED_BYTES = 262144           # the receive buffer that all connections of a group share
     DIRECT_BYTES = 65536            # a larger packet is received into a buffer of its connection's own
     CROWDED_BYTES = 2048            # received at once while the ring is full: what may then have to be kept
     NOGIL_BYTES = 16384             # parse shorter buffers with the GIL held: giving it up costs more than it frees
@@ -87,7 +87,7 @@ cdef struct MqttConnection:
     bint listed
     void* owner                     # the Connection around this struct; borrowed
 
-cdef struct MqttListener:
+cdef struct MqttGroup:
     # Fixed after construction.
     RingState* ring
     uint64_t packet_bytes_max
@@ -112,7 +112,7 @@ cdef struct MqttListener:
 # Take whole packets from data[*position : size] until one of STOP_*, which is also left in connection.stop. Whatever
 # was put into the ring is published.
 cdef int mqtt_parse(
-    MqttListener* listener, MqttConnection* connection, const uint8_t* data, size_t size, size_t* position,
+    MqttGroup* group, MqttConnection* connection, const uint8_t* data, size_t size, size_t* position,
 ) noexcept nogil
 
 
@@ -128,8 +128,8 @@ cdef class Window:
     cdef Py_ssize_t size
 
 
-cdef class Listener:
-    cdef MqttListener state
+cdef class Group:
+    cdef MqttGroup state
     cdef readonly Ring ring
     cdef readonly Routes routes
     cdef uint8_t* out               # acknowledgements of one connection
@@ -142,7 +142,7 @@ cdef class Listener:
 
 cdef class Connection:
     cdef MqttConnection state
-    cdef readonly Listener listener
+    cdef readonly Group group
     cdef public object write        # callable(bytes): how to send; None when there is no way
     cdef readonly bint closed
     cdef readonly bint blocked      # waits for room in the ring

@@ -97,11 +97,11 @@ cdef uint8_t fault_of_first_byte(MqttConnection* connection, uint8_t first_byte)
 
 
 cdef int packet_begin(
-    MqttListener* listener, MqttConnection* connection, const uint8_t* at, size_t left,
+    MqttGroup* group, MqttConnection* connection, const uint8_t* at, size_t left,
 ) noexcept nogil:
     """Read a fixed header into header_bytes and body_bytes. STOP_NONE when the packet is whole."""
     cdef uint8_t wrong = fault_of_first_byte(connection, at[0])
-    cdef uint64_t limit = listener.packet_bytes_max
+    cdef uint64_t limit = group.packet_bytes_max
     cdef int width
     if wrong:
         return fault(connection, wrong)
@@ -121,11 +121,11 @@ cdef int packet_begin(
 
 
 cdef int mqtt_parse(
-    MqttListener* listener, MqttConnection* connection, const uint8_t* data, size_t size, size_t* position,
+    MqttGroup* group, MqttConnection* connection, const uint8_t* data, size_t size, size_t* position,
 ) noexcept nogil:
     cdef const uint8_t* at
     cdef int stop = STOP_NONE
-    cdef int64_t time_ns = listener.clock_ns
+    cdef int64_t time_ns = group.clock_ns
     cdef timespec now
     if time_ns == 0:
         clock_gettime(CLOCK_REALTIME, &now)
@@ -135,11 +135,11 @@ cdef int mqtt_parse(
             stop = STOP_END
             break
         at = data + position[0]
-        stop = packet_begin(listener, connection, at, size - position[0])
+        stop = packet_begin(group, connection, at, size - position[0])
         if stop != STOP_NONE:
             break
         if at[0] >> 4 == PUBLISH:
-            stop = publish(listener, connection, at[0], at + connection.header_bytes, connection.body_bytes, time_ns)
+            stop = publish(group, connection, at[0], at + connection.header_bytes, connection.body_bytes, time_ns)
         elif at[0] >> 4 == PINGREQ:
             if connection.body_bytes:
                 stop = fault(connection, FAULT_LENGTH)
@@ -149,7 +149,7 @@ cdef int mqtt_parse(
             stop = STOP_PACKET
         if stop == STOP_NONE:
             position[0] += connection.need
-    ring_publish(listener.ring)
+    ring_publish(group.ring)
     connection.stop = <uint8_t>stop
     return stop
 
@@ -223,7 +223,7 @@ cdef class Window:
     def __cinit__(self):
         self.shared = <uint8_t*>malloc(SHARED_BYTES)
         if self.shared == NULL:
-            raise MemoryError("no memory for a listener's receive buffer")
+            raise MemoryError("no memory for a group's receive buffer")
 
     def __dealloc__(self):
         free(self.shared)
@@ -238,10 +238,10 @@ cdef class Window:
         return self.size
 
 
-cdef class Listener:
+cdef class Group:
     """What the connections of one listening socket share: ring, routes, receive buffer, counters.
 
-    ring: this listener's own; nothing else may produce into it from another thread. packet_bytes_max: of one packet,
+    ring: this group's own; nothing else may produce into it from another thread. packet_bytes_max: of one packet,
     fixed header included. record_bytes_max: key, value and headers of one record. kept_bytes_max: of all packets that
     have only partly arrived. clock_ns: a fixed receive time instead of the system's, for tests.
     """
@@ -259,7 +259,7 @@ cdef class Listener:
         self.window = Window()
         self.out = <uint8_t*>malloc(ACKS_MAX * PUBACK_BYTES_MAX)
         if self.out == NULL:
-            raise MemoryError("no memory for a listener's acknowledgements")
+            raise MemoryError("no memory for a group's acknowledgements")
 
     def __dealloc__(self):
         free(self.out)
@@ -351,7 +351,7 @@ cdef class Listener:
         }
 
 
-# A connection unlinks itself from the listener's list when it goes, so its `listener` must still be there then.
+# A connection unlinks itself from the group's list when it goes, so its `group` must still be there then.
 @cython.no_gc_clear
 cdef class Connection:
     """One peer. Speaks asyncio's buffered protocol: `get_buffer` and `buffer_updated`, with no wait between the two.
@@ -360,16 +360,16 @@ cdef class Connection:
     overrides: it calls `take` until that returns None, and then looks at `blocked`.
     """
 
-    def __cinit__(self, Listener listener not None):
-        self.listener = listener
+    def __cinit__(self, Group group not None):
+        self.group = group
         self.state.owner = <void*>self
-        self.seen = listener.tick
+        self.seen = group.tick
 
     def __dealloc__(self):
         if not self.closed:
-            acks_unlist(&self.listener.state, &self.state)
-            self.listener.state.pending -= self.state.acks_count
-            self.listener.kept_bytes -= self.kept_capacity
+            acks_unlist(&self.group.state, &self.state)
+            self.group.state.pending -= self.state.acks_count
+            self.group.kept_bytes -= self.kept_capacity
         free(self.kept)
         free(self.state.acks)
 
@@ -377,8 +377,8 @@ cdef class Connection:
 
     def get_buffer(self, Py_ssize_t sizehint) -> Window:
         """Where to receive to: the shared buffer behind what is kept, or the rest of a large packet's own buffer."""
-        cdef Listener listener = self.listener
-        cdef Window window = listener.window
+        cdef Group group = self.group
+        cdef Window window = group.window
         if self.direct:
             window.data = self.kept + self.kept_size
             window.size = self.kept_capacity - self.kept_size
@@ -389,7 +389,7 @@ cdef class Connection:
                 memcpy(window.shared, self.kept + self.kept_start, self.kept_size)
             window.data = window.shared + self.kept_size
             window.size = SHARED_BYTES - self.kept_size
-        if listener.state.crowded and window.size > CROWDED_BYTES:
+        if group.state.crowded and window.size > CROWDED_BYTES:
             window.size = CROWDED_BYTES
         return window
 
@@ -397,11 +397,11 @@ cdef class Connection:
         """So many bytes were received into the buffer last given."""
         if self.closed or count <= 0:
             return
-        self.data = self.kept if self.direct else self.listener.window.shared
+        self.data = self.kept if self.direct else self.group.window.shared
         self.size = self.kept_size + count
         self.position = 0
         if self.state.version:
-            self.seen = self.listener.tick
+            self.seen = self.group.tick
         if not self.blocked:                # else the driver had read already when it paused: kept for later
             self.parse()
         if (self.state.stop == STOP_END or self.blocked) and not self.state.pings and not self.state.refused:
@@ -435,8 +435,8 @@ cdef class Connection:
         self.answer()
         if self.state.stop == STOP_ROOM:
             self.blocked = True
-            self.listener.state.crowded = True
-            self.listener.state.stopped += 1
+            self.group.state.crowded = True
+            self.group.state.stopped += 1
         if self.state.stop != STOP_FAULT:
             self.keep()
         if self.state.stop == STOP_FAULT:
@@ -450,7 +450,7 @@ cdef class Connection:
         if self.closed or not self.blocked:
             return
         self.blocked = False
-        self.seen = self.listener.tick
+        self.seen = self.group.tick
         self.data = self.kept + self.kept_start
         self.size = self.kept_size
         self.position = 0
@@ -460,10 +460,10 @@ cdef class Connection:
     cdef void parse(self) noexcept:
         cdef size_t left = self.size - self.position
         if left < NOGIL_BYTES:
-            mqtt_parse(&self.listener.state, &self.state, self.data, self.size, &self.position)
+            mqtt_parse(&self.group.state, &self.state, self.data, self.size, &self.position)
         else:
             with nogil:
-                mqtt_parse(&self.listener.state, &self.state, self.data, self.size, &self.position)
+                mqtt_parse(&self.group.state, &self.state, self.data, self.size, &self.position)
 
     cdef int answer(self) except -1:
         """Send what waits for nobody: PINGRESP, and refusals whose turn it is."""
@@ -475,9 +475,9 @@ cdef class Connection:
             self.write(b"\xd0\x00" * pings)
         if self.state.refused:
             self.state.refused = 0
-            size = acks_release(&self.listener.state, &self.state, self.listener.out, &trouble)
+            size = acks_release(&self.group.state, &self.state, self.group.out, &trouble)
             if size and self.write is not None:
-                self.write(PyBytes_FromStringAndSize(<const char*>self.listener.out, size))
+                self.write(PyBytes_FromStringAndSize(<const char*>self.group.out, size))
         return 0
 
     # -- what is left of a buffer
@@ -510,7 +510,7 @@ cdef class Connection:
         if self.kept_capacity >= capacity and self.kept_capacity // 4 <= capacity:
             memmove(self.kept, rest, left)
         else:
-            if self.listener.kept_bytes - self.kept_capacity + capacity <= self.listener.kept_bytes_max:
+            if self.group.kept_bytes - self.kept_capacity + capacity <= self.group.kept_bytes_max:
                 block = <uint8_t*>malloc(capacity)
             if block == NULL:
                 self.state.stop = STOP_FAULT
@@ -520,13 +520,13 @@ cdef class Connection:
             self.drop_kept()
             self.kept = block
             self.kept_capacity = capacity
-            self.listener.kept_bytes += capacity
+            self.group.kept_bytes += capacity
         self.kept_start = 0
         self.kept_size = left
         self.data = NULL
 
     cdef void drop_kept(self) noexcept:
-        self.listener.kept_bytes -= self.kept_capacity
+        self.group.kept_bytes -= self.kept_capacity
         free(self.kept)
         self.kept = NULL
         self.kept_capacity = self.kept_start = self.kept_size = 0
@@ -541,7 +541,7 @@ cdef class Connection:
             raise ValueError(f"inflight_max is 1 to {ACKS_MAX}, not {inflight_max}")
         self.state.version = <uint8_t>version
         self.state.inflight_max = inflight_max
-        self.seen = self.listener.tick
+        self.seen = self.group.tick
 
     def close(self) -> int:
         """Nothing more is parsed, written or acknowledged. Returns the acknowledgements that never left."""
@@ -552,7 +552,7 @@ cdef class Connection:
         self.write = None
         self.data = NULL
         if lost:
-            acks_forget(&self.listener.state, &self.state, lost)
+            acks_forget(&self.group.state, &self.state, lost)
         free(self.state.acks)
         self.state.acks = NULL
         self.state.acks_capacity = 0
@@ -580,4 +580,4 @@ cdef class Connection:
     @property
     def overdue(self) -> bool:
         """Silent for longer than `patience`. One that waits for room in the ring is not: nobody reads from it."""
-        return self.patience != 0 and not self.blocked and self.listener.tick - self.seen > self.patience
+        return self.patience != 0 and not self.blocked and self.group.tick - self.seen > self.patience

@@ -8,7 +8,7 @@ from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy
 
-from gateway_native.mqtt cimport MqttAck, MqttConnection, MqttListener
+from gateway_native.mqtt cimport MqttAck, MqttConnection, MqttGroup
 from gateway_native.ring cimport VERDICT_ACK, VERDICT_FAILED, VERDICT_REFUSED, ring_verdict
 
 cdef enum:
@@ -46,7 +46,7 @@ cdef inline bint acks_make_room(MqttConnection* connection) noexcept nogil:
 
 
 cdef inline void acks_push(
-    MqttListener* listener, MqttConnection* connection, uint16_t packet_id, uint32_t partition, uint64_t sequence,
+    MqttGroup* group, MqttConnection* connection, uint16_t packet_id, uint32_t partition, uint64_t sequence,
     uint8_t reason,
 ) noexcept nogil:
     """After acks_make_room. The interest is declared before the record is published, so no commit can be missed."""
@@ -56,58 +56,58 @@ cdef inline void acks_push(
     connection.acks[at].packet_id = packet_id
     connection.acks[at].reason = reason
     connection.acks_count += 1
-    if listener.pending == 0:
-        gw_store_seq(&listener.ring.ack_interest, 1)
-    listener.pending += 1
+    if group.pending == 0:
+        gw_store_seq(&group.ring.ack_interest, 1)
+    group.pending += 1
     if reason:
         connection.refused = 1
     if not connection.listed:
         connection.listed = True
         connection.previous = NULL
-        connection.next = listener.waiting
-        if listener.waiting != NULL:
-            listener.waiting.previous = connection
-        listener.waiting = connection
+        connection.next = group.waiting
+        if group.waiting != NULL:
+            group.waiting.previous = connection
+        group.waiting = connection
 
 
-cdef inline void acks_unlist(MqttListener* listener, MqttConnection* connection) noexcept nogil:
+cdef inline void acks_unlist(MqttGroup* group, MqttConnection* connection) noexcept nogil:
     if not connection.listed:
         return
     connection.listed = False
     if connection.previous != NULL:
         connection.previous.next = connection.next
     else:
-        listener.waiting = connection.next
+        group.waiting = connection.next
     if connection.next != NULL:
         connection.next.previous = connection.previous
     connection.next = connection.previous = NULL
 
 
-cdef inline void acks_forget(MqttListener* listener, MqttConnection* connection, uint32_t count) noexcept nogil:
+cdef inline void acks_forget(MqttGroup* group, MqttConnection* connection, uint32_t count) noexcept nogil:
     """Take the first `count` off."""
     connection.acks_first = (connection.acks_first + count) & (connection.acks_capacity - 1)
     connection.acks_count -= count
-    listener.pending -= count
+    group.pending -= count
     if connection.acks_count == 0:
-        acks_unlist(listener, connection)
-    if listener.pending == 0:
-        gw_store_seq(&listener.ring.ack_interest, 0)
+        acks_unlist(group, connection)
+    if group.pending == 0:
+        gw_store_seq(&group.ring.ack_interest, 0)
 
 
-cdef inline void acks_mark_refused(MqttListener* listener, MqttConnection* connection) noexcept nogil:
+cdef inline void acks_mark_refused(MqttGroup* group, MqttConnection* connection) noexcept nogil:
     """Settle the answer to every publish that was refused, wherever in the line it waits."""
     cdef uint32_t mask = connection.acks_capacity - 1
     cdef uint32_t i
     cdef MqttAck* ack
     for i in range(connection.acks_count):
         ack = &connection.acks[(connection.acks_first + i) & mask]
-        if ack.reason == 0 and ring_verdict(listener.ring, ack.partition, ack.sequence) == VERDICT_REFUSED:
+        if ack.reason == 0 and ring_verdict(group.ring, ack.partition, ack.sequence) == VERDICT_REFUSED:
             ack.reason = REASON_QUOTA_EXCEEDED if connection.version == 5 else REASON_DISCONNECT
-            listener.refused += 1
+            group.refused += 1
 
 
 cdef inline size_t acks_release(
-    MqttListener* listener, MqttConnection* connection, uint8_t* to, int* trouble,
+    MqttGroup* group, MqttConnection* connection, uint8_t* to, int* trouble,
 ) noexcept nogil:
     """Write what may leave to `to` and return its size; `trouble` is one of ACKS_*."""
     cdef uint8_t* begin = to
@@ -122,7 +122,7 @@ cdef inline size_t acks_release(
             trouble[0] = ACKS_REFUSED
             break
         if ack.reason == 0:
-            verdict = ring_verdict(listener.ring, ack.partition, ack.sequence)
+            verdict = ring_verdict(group.ring, ack.partition, ack.sequence)
             if verdict != VERDICT_ACK:
                 trouble[0] = ACKS_FAILED if verdict == VERDICT_FAILED else ACKS_FINE
                 break
@@ -136,8 +136,8 @@ cdef inline size_t acks_release(
             to[0] = ack.reason
             to += 1
         else:
-            listener.acknowledged += 1
+            group.acknowledged += 1
         count += 1
     if count:
-        acks_forget(listener, connection, count)
+        acks_forget(group, connection, count)
     return to - begin

@@ -67,17 +67,17 @@ cdef inline int variable_integer(const uint8_t* at, size_t left, bint shortest, 
 
 
 cdef inline int unrouted(
-    MqttListener* listener, MqttConnection* connection, uint16_t packet_id, const uint8_t* topic, size_t topic_bytes,
+    MqttGroup* group, MqttConnection* connection, uint16_t packet_id, const uint8_t* topic, size_t topic_bytes,
 ) noexcept nogil:
     """QoS 0 (packet_id 0) is dropped and counted. QoS 1 is answered in its turn; MQTT 3.1.1 knows no such answer."""
-    listener.unrouted += 1
-    listener.unrouted_topic_bytes = <uint32_t>min(topic_bytes, sizeof(listener.unrouted_topic))
-    memcpy(listener.unrouted_topic, topic, listener.unrouted_topic_bytes)
+    group.unrouted += 1
+    group.unrouted_topic_bytes = <uint32_t>min(topic_bytes, sizeof(group.unrouted_topic))
+    memcpy(group.unrouted_topic, topic, group.unrouted_topic_bytes)
     if packet_id == 0:
         return STOP_NONE
     if connection.version != 5:
         return fault(connection, FAULT_UNROUTED)
-    acks_push(listener, connection, packet_id, 0, 0, 0x90)      # Topic Name invalid
+    acks_push(group, connection, packet_id, 0, 0, 0x90)      # Topic Name invalid
     return STOP_NONE
 
 
@@ -137,7 +137,7 @@ cdef inline uint8_t publish_split(
 
 
 cdef inline int publish(
-    MqttListener* listener, MqttConnection* connection, uint8_t first_byte, const uint8_t* body, size_t size,
+    MqttGroup* group, MqttConnection* connection, uint8_t first_byte, const uint8_t* body, size_t size,
     int64_t time_ns,
 ) noexcept nogil:
     """Put one PUBLISH into the ring. STOP_NONE, STOP_ROOM or STOP_FAULT; on the last two nothing was taken."""
@@ -167,16 +167,16 @@ cdef inline int publish(
             return fault(connection, FAULT_INFLIGHT)
         if not acks_make_room(connection):
             return fault(connection, FAULT_MEMORY)
-    route = route_find(listener.routes, p.topic, p.topic_bytes)
+    route = route_find(group.routes, p.topic, p.topic_bytes)
     if route == NULL:
-        return unrouted(listener, connection, p.packet_id, p.topic, p.topic_bytes)
+        return unrouted(group, connection, p.packet_id, p.topic, p.topic_bytes)
     if sink.count:
         headers_bytes = headers_count_bytes(sink.count) + sink.size
-    if p.topic_bytes + p.payload_bytes + headers_bytes > listener.record_bytes_max:
+    if p.topic_bytes + p.payload_bytes + headers_bytes > group.record_bytes_max:
         return fault(connection, FAULT_RECORD)
-    if listener.crowded:
+    if group.crowded:
         return STOP_ROOM                    # others wait already
-    to = ring_put(listener.ring, route.partition, SLOT_WANTS_ACK if p.packet_id else 0, time_ns,
+    to = ring_put(group.ring, route.partition, SLOT_WANTS_ACK if p.packet_id else 0, time_ns,
                   <uint32_t>p.topic_bytes, <uint32_t>p.payload_bytes, <uint32_t>headers_bytes, &sequence)
     if to == NULL:
         return STOP_ROOM
@@ -187,7 +187,7 @@ cdef inline int publish(
         sink_flags(&sink, first_byte)
         sink_properties(&sink, p.properties, p.properties_bytes)
     if p.packet_id:
-        acks_push(listener, connection, p.packet_id, route.partition, sequence, 0)
-    listener.records += 1
-    listener.bytes += p.payload_bytes
+        acks_push(group, connection, p.packet_id, route.partition, sequence, 0)
+    group.records += 1
+    group.bytes += p.payload_bytes
     return STOP_NONE

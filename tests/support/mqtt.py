@@ -83,10 +83,10 @@ class Device(mqtt.Connection):
     Every CONNECT is accepted; other packets that the parser returns are in `packets`.
     """
 
-    def __new__(cls, listener: mqtt.Listener, **_options: int) -> Device:
+    def __new__(cls, listener: mqtt.Group, **_options: int) -> Device:
         return super().__new__(cls, listener)
 
-    def __init__(self, listener: mqtt.Listener, *, version: int = 0, inflight_max: int = 65_535) -> None:
+    def __init__(self, listener: mqtt.Group, *, version: int = 0, inflight_max: int = 65_535) -> None:
         self.received = b""
         self.packets: list[tuple[int, int, bytes]] = []
         self.fault: mqtt.RemoteFault | None = None
@@ -130,10 +130,10 @@ def make_listener(
     record_bytes_max: int = 2**24,
     kept_bytes_max: int = 2**26,
     clock_ns: int = 0,
-) -> mqtt.Listener:
+) -> mqtt.Group:
     """A native listener with a ring of its own; routes are (filter, stream)."""
     table = mqtt.Routes([(topic_filter.encode(), recording.partition(stream)) for topic_filter, stream in routes])
-    return mqtt.Listener(
+    return mqtt.Group(
         recording.ring("test"),
         table,
         packet_bytes_max=packet_bytes_max,

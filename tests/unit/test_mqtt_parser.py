@@ -386,7 +386,7 @@ def test_receive_maximum_exceeded(stopped_recording):
 def test_stream_that_failed_is_acknowledged(recording):
     """When a partition fails, its publishes are never acknowledged and the connection is named; others go on."""
     broken = recording.broken_partition("broken")
-    listener = mqtt.Listener(
+    listener = mqtt.Group(
         recording.ring("test"),
         mqtt.Routes([(b"broken/#", broken), (b"plant/#", recording.partition("telemetry"))]),
         packet_bytes_max=10_000, record_bytes_max=10_000, kept_bytes_max=10_000,

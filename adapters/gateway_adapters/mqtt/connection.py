@@ -217,7 +217,7 @@ class DeviceConnection(mqtt.Connection, asyncio.BufferedProtocol):
         self._listener.count("faults")
         topic: dict[str, object] = {}
         if fault.reason == Reason.TOPIC_NAME_INVALID:
-            topic["topic"] = shown(self.listener.unrouted_topic.decode(errors="replace"))
+            topic["topic"] = shown(self.group.unrouted_topic.decode(errors="replace"))
         self._say(logging.WARNING, f"connection closed: {fault.cause}", reason=f"0x{fault.reason:02X}", **topic)
         if isinstance(fault, protocol.ConnectRefused):
             self._send_last(protocol.connack(fault.version, fault.reason) if fault.version else b"")
@@ -259,7 +259,7 @@ class DeviceConnection(mqtt.Connection, asyncio.BufferedProtocol):
 
     def look_after(self) -> None:
         """Once a second: time-outs."""
-        tick = self.listener.tick
+        tick = self.group.tick
         if self._ended_at is not None:
             if tick - self._ended_at > LINGER_S:
                 self.abort()
@@ -282,7 +282,7 @@ class DeviceConnection(mqtt.Connection, asyncio.BufferedProtocol):
     def _end(self) -> None:
         """Say no more, hear no more. The peer is given time to read our last word before the socket goes."""
         self._forget()
-        self._ended_at = self.listener.tick
+        self._ended_at = self.group.tick
         if self._transport is None or self._transport.is_closing():
             return
         if self._transport.can_write_eof():

@@ -54,7 +54,7 @@ class MqttListener:
         routes = compile_routes(name, config.routes, context.engine)
         record_bytes_max = min(context.config.limits.record_bytes_max, self._ring.largest_record)
         self.packet_bytes_max = min(config.max_packet_bytes, record_bytes_max)
-        self.native = mqtt.Listener(
+        self.native = mqtt.Group(
             self._ring,
             routes,
             packet_bytes_max=self.packet_bytes_max,
