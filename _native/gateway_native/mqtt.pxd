@@ -145,7 +145,7 @@ cdef class Connection:
     cdef readonly Group group
     cdef public object write        # callable(bytes): how to send; None when there is no way
     cdef readonly bint closed
-    cdef readonly bint blocked      # waits for room in the ring
+    cdef readonly bint blocked      # waits for room in the ring, or for a decision (`park`)
     cdef readonly bint refused      # its next acknowledgement never leaves, because the disk is full
     cdef readonly uint64_t seen     # tick at which something was last received
     cdef public uint64_t patience   # ticks without any byte until `overdue`; 0: for ever

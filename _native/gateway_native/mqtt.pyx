@@ -445,8 +445,24 @@ cdef class Connection:
             raise RemoteFault(reason, cause)
         return None
 
+    def park(self) -> None:
+        """Parse nothing more until `retry`: the packet last taken is decided on elsewhere. What follows it is kept.
+
+        Raises RemoteFault when there is no memory to keep it; the connection must then be closed.
+        """
+        if self.closed:
+            return
+        self.answer()
+        if self.data != NULL:
+            self.keep()
+        if self.data != NULL:
+            self.data = NULL
+            reason, cause = FAULTS[self.state.fault]
+            raise RemoteFault(reason, cause)
+        self.blocked = True
+
     def retry(self) -> None:
-        """There may be room in the ring again: go on where it stopped."""
+        """There may be room in the ring again, or a decision was made: go on where it stopped."""
         if self.closed or not self.blocked:
             return
         self.blocked = False

@@ -26,7 +26,7 @@ from gateway.config import SubscriberConfig
 from gateway.errors import SourceError
 from gateway.ingest.source import SourceContext
 from gateway_adapters.mqtt.broker import BrokerClient
-from gateway_adapters.mqtt.connection import shown
+from gateway_adapters.mqtt.shown import shown
 from gateway_adapters.mqtt.headers import message_headers
 from gateway_adapters.mqtt.routes import compile_routes
 
