@@ -66,6 +66,12 @@ class Admission:
             self._sockets[address] = self._sockets.get(address, 0) + 1
         return None
 
+    def go_on(self, host: str) -> None:
+        """A socket that was let in is counted once more, by who takes it over; both `leave`. It is never refused."""
+        address = group_of(host)
+        if address:
+            self._sockets[address] = self._sockets.get(address, 0) + 1
+
     def leave(self, host: str) -> None:
         """A socket that was let in is gone."""
         address = group_of(host)

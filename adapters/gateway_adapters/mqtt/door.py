@@ -66,34 +66,44 @@ class Door:
         if self._users is not None:
             self._users.close()
 
-    async def check(self, connect: Connect, client_id: str, host: str, ssl_object: object | None) -> Guest:
-        """May this client connect, and as whom? Raises RemoteFault; a LoginRefused is answered after its delay.
+    def takes_time(self, connect: Connect, ssl_object: object | None) -> bool:
+        """Has `check` to wait for a password's hash, or will a refusal be held back? Else `admit` decides at once."""
+        return self._asks_password(connect, ssl_object) or not self._may_come(ssl_object)
+
+    def admit(self, client_id: str, host: str, ssl_object: object | None) -> Guest:
+        """May this client, of whom no password is asked, connect, and as whom? Raises LoginRefused.
 
         client_id: as it will be, where one was assigned. host: the peer's address, empty for a Unix socket.
         ssl_object: of a TLS connection, whose handshake has verified the client's certificate if it showed one.
         """
-        user = await self._user(connect, host, ssl_object)
-        rules = self._access.rules(user, client_id) if self._access is not None else None
-        return Guest(user, rules)
+        if not self._may_come(ssl_object):
+            delay_s = self.admission.failed(host)
+            raise LoginRefused(Reason.NOT_AUTHORIZED, "the client proves by nothing who it is", delay_s)
+        return self._guest(self._certified(ssl_object), client_id)
 
-    async def _user(self, connect: Connect, host: str, ssl_object: object | None) -> str | None:
-        name = identity(ssl_object) if ssl_object is not None else None
-        if name is not None and self._config.use_identity_as_username:
-            return name
-        if self._users is not None and connect.username is not None:
-            return await self._login(self._users, connect.username, connect.password or b"", host)
-        if self._users is None and self._config.client_certificates == "require" and ssl_object is not None:
-            return None  # let in by its certificate; the name it gives itself proves nothing
-        if self._config.allow_anonymous:
-            return None
-        raise LoginRefused(Reason.NOT_AUTHORIZED, "the client proves by nothing who it is", self.admission.failed(host))
-
-    async def _login(self, users: Users, name: str, password: bytes, host: str) -> str:
+    async def check(self, connect: Connect, client_id: str, host: str, ssl_object: object | None) -> Guest:
+        """The same, also for those of whom a password is asked. Raises RemoteFault; a LoginRefused is to be delayed."""
+        if self._users is None or connect.username is None or not self._asks_password(connect, ssl_object):
+            return self.admit(client_id, host, ssl_object)
         try:
-            right = await users.verify(name, password)
+            right = await self._users.verify(connect.username, connect.password or b"")
         except TooBusy:
             raise RemoteFault(Reason.SERVER_UNAVAILABLE, "too many clients log in at once") from None
-        if right:
-            return name
-        delay_s = self.admission.failed(host)
-        raise LoginRefused(Reason.BAD_CREDENTIALS, "wrong user name or password", delay_s)
+        if not right:
+            raise LoginRefused(Reason.BAD_CREDENTIALS, "wrong user name or password", self.admission.failed(host))
+        return self._guest(connect.username, client_id)
+
+    def _asks_password(self, connect: Connect, ssl_object: object | None) -> bool:
+        return self._users is not None and connect.username is not None and self._certified(ssl_object) is None
+
+    def _may_come(self, ssl_object: object | None) -> bool:
+        """Without a password: by a certificate, whose name may not count, or because nobody has to prove anything."""
+        shown = self._users is None and self._config.client_certificates == "require" and ssl_object is not None
+        return shown or self._config.allow_anonymous or self._certified(ssl_object) is not None
+
+    def _certified(self, ssl_object: object | None) -> str | None:
+        """The user that the client's certificate names, where that counts."""
+        return identity(ssl_object) if ssl_object is not None and self._config.use_identity_as_username else None
+
+    def _guest(self, user: str | None, client_id: str) -> Guest:
+        return Guest(user, self._access.rules(user, client_id) if self._access is not None else None)

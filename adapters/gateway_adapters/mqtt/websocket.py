@@ -20,6 +20,8 @@ from websockets.protocol import OPEN
 from websockets.server import ServerProtocol
 from websockets.typing import Origin, Subprotocol
 
+from gateway_adapters.mqtt.connection import address_of
+
 SUBPROTOCOL = Subprotocol("mqtt")
 # A frame holds a packet of `max_packet` bytes at most, and its fixed header.
 FRAME_OVERHEAD_BYTES = 5
@@ -236,7 +238,7 @@ class WebSocketProtocol(asyncio.Protocol):
 
     def _refuse(self, cause: str) -> None:
         assert self._transport is not None
-        self._fault(str(self._transport.get_extra_info("peername")), cause)
+        self._fault(address_of(self._transport.get_extra_info("peername")), cause)
         self._end()
 
     def _end(self) -> None:
