@@ -25,7 +25,7 @@ from gateway.ingest.source import SourceContext
 from gateway_adapters.mqtt.connection import SocketLink
 from gateway_adapters.mqtt.device import Device
 from gateway_adapters.mqtt.door import Door
-from gateway_adapters.mqtt.entrance import TlsEntrance
+from gateway_adapters.mqtt.entrance import Handshake, TlsServer
 from gateway_adapters.mqtt.headers import message_headers
 from gateway_adapters.mqtt.protocol import Will
 from gateway_adapters.mqtt.routes import compile_routes
@@ -70,9 +70,9 @@ class MqttListener:
         self.packet_timeout_s = max(1, config.packet_timeout_ns // NS_PER_S)
         self.door = Door(config, time.monotonic)
         self._make_protocol = _protocol_factory(self)
-        self._servers: list[asyncio.Server] = []
+        self._servers: list[asyncio.Server | TlsServer] = []
         self._unix_inode = 0
-        self._entering: set[TlsEntrance] = set()  # their TLS handshake is under way
+        self._entering: set[Handshake] = set()  # their TLS handshake is under way
         self._ticking: asyncio.Task[None] | None = None
         self._connections: set[SocketLink] = set()
         self._emptied = asyncio.Event()
@@ -85,7 +85,7 @@ class MqttListener:
         self._unrouted_said = 0
         self._counters = dict.fromkeys(
             ("accepted", "refused", "faults", "failed", "timeouts", "taken_over", "unanswered", "wills", "lost",
-             "subscriptions_refused", "logins_refused", "handshakes_failed"), 0,
+             "subscriptions_refused", "logins_refused", "handshakes_failed", "cut_off"), 0,
         )  # fmt: skip
 
     # -- the source's life
@@ -93,10 +93,12 @@ class MqttListener:
     async def start(self) -> None:
         """Listen. Raises SourceError when the address cannot be bound."""
         loop = asyncio.get_running_loop()
-        entrance = (lambda: TlsEntrance(self)) if self.config.tls else self.protocol
         try:
             for listening in listening_sockets(self.config):
-                self._servers.append(await loop.create_server(entrance, sock=listening, backlog=BACKLOG))
+                if self.config.tls:
+                    self._servers.append(TlsServer(self, listening))
+                else:
+                    self._servers.append(await loop.create_server(self.protocol, sock=listening, backlog=BACKLOG))
         except OSError as error:
             raise SourceError(
                 f"cannot listen on {self.config.bind}: {error.strerror or error}. Choose another 'bind', or end the "
@@ -201,12 +203,12 @@ class MqttListener:
         """Log an event. Its fields hold no payload and no secret; the log itself limits repeats and counts them."""
         self._logger.log(level, event, extra={"fields": {"source": self.name, **fields}})
 
-    def admit(self, connection: SocketLink | TlsEntrance) -> bool:
+    def admit(self, connection: SocketLink | Handshake) -> bool:
         """May this socket stay until its handshake is over, or its CONNECT has been read?"""
         cause = None
         if len(self._connections) + len(self._entering) >= self.config.connections_max + REFUSALS_MAX:
             cause = "too many sockets"
-        elif isinstance(connection, TlsEntrance) or connection.ssl_object is None:
+        elif isinstance(connection, Handshake) or connection.ssl_object is None:
             cause = self.door.admission.enter(connection.host)
         else:
             self.door.admission.go_on(connection.host)  # its entrance was let in, and is removed now
@@ -217,7 +219,7 @@ class MqttListener:
             if not self.paused:
                 self.say(logging.WARNING, f"connection refused: {cause}", peer=connection.peer)
             return False
-        if isinstance(connection, TlsEntrance):
+        if isinstance(connection, Handshake):
             self._entering.add(connection)
         else:
             self._connections.add(connection)
@@ -241,7 +243,7 @@ class MqttListener:
         if self._clients.get(device.client_id) is device:
             del self._clients[device.client_id]
 
-    def remove(self, connection: SocketLink | TlsEntrance) -> None:
+    def remove(self, connection: SocketLink | Handshake) -> None:
         """Its socket is gone, or it has come through the entrance."""
         if connection in self._connections or connection in self._entering:
             self.door.admission.leave(connection.host)
