@@ -149,6 +149,7 @@ cdef class Connection:
     cdef readonly bint refused      # its next acknowledgement never leaves, because the disk is full
     cdef readonly uint64_t seen     # tick at which something was last received
     cdef public uint64_t patience   # ticks without any byte until `overdue`; 0: for ever
+    cdef uint64_t partial_since     # tick at which the packet that is not whole yet began
     # A packet that is not whole yet, or all that came after the ring was full.
     cdef uint8_t* kept
     cdef size_t kept_capacity

@@ -466,7 +466,7 @@ cdef class Connection:
         if self.closed or not self.blocked:
             return
         self.blocked = False
-        self.seen = self.group.tick
+        self.seen = self.partial_since = self.group.tick
         self.data = self.kept + self.kept_start
         self.size = self.kept_size
         self.position = 0
@@ -505,6 +505,8 @@ cdef class Connection:
         cdef size_t capacity = left
         cdef bint own = self.kept != NULL and self.data == self.kept + self.kept_start
         self.direct = False
+        if self.position or not self.kept_size:
+            self.partial_since = self.group.tick
         if left == 0:
             self.drop_kept()
             self.data = NULL
@@ -592,6 +594,11 @@ cdef class Connection:
     def unacknowledged(self) -> int:
         """Publishes taken whose acknowledgement has not left."""
         return self.state.acks_count
+
+    @property
+    def partial_ticks(self) -> int:
+        """For how many ticks a packet has been arriving that is not whole yet; 0 when there is none."""
+        return self.group.tick - self.partial_since if self.kept_size and not self.blocked else 0
 
     @property
     def overdue(self) -> bool:

@@ -6,6 +6,7 @@ a connection. A `Link` is how decisions get to the wire.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import math
 import secrets
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING, Protocol
 from gateway_native.mqtt import RemoteFault
 
 from gateway_adapters.mqtt import protocol
+from gateway_adapters.mqtt.door import Guest, LoginRefused
 from gateway_adapters.mqtt.protocol import Packet, Reason
 from gateway_adapters.mqtt.shown import shown
 
@@ -33,6 +35,12 @@ class Link(Protocol):
     """
 
     peer: str
+    host: str  # the peer's address; empty for a Unix socket
+
+    @property
+    def ssl_object(self) -> object | None:
+        """Of a TLS connection, to look at the client's certificate."""
+        ...
 
     @property
     def tick(self) -> int:
@@ -65,7 +73,9 @@ class Device:
         self._packet_bytes_max: int | None = None  # what the client takes
         self.version = 0  # 4 or 5 once CONNECT was accepted
         self.client_id = ""
+        self.user: str | None = None  # who it has proved to be
         self.ended = False
+        self._deciding: asyncio.Task[None] | None = None
 
     @property
     def peer(self) -> str:
@@ -81,8 +91,8 @@ class Device:
         """
         kind = first_byte >> 4
         if kind == Packet.CONNECT:
-            self._connect(body)
-        elif kind == Packet.SUBSCRIBE:
+            return self._connect(body)
+        if kind == Packet.SUBSCRIBE:
             self._subscribe(protocol.decode_subscribe(body, self.version))
         elif kind == Packet.UNSUBSCRIBE:
             self._unsubscribe(protocol.decode_unsubscribe(body, self.version))
@@ -93,7 +103,7 @@ class Device:
             raise RemoteFault(Reason.PROTOCOL_ERROR, f"the client sent {name}, which answers nothing of ours")
         return True
 
-    def _connect(self, body: bytes) -> None:
+    def _connect(self, body: bytes) -> bool:
         if self.version:
             raise RemoteFault(Reason.PROTOCOL_ERROR, "the client sent a second CONNECT")
         connect = protocol.decode_connect(body)
@@ -105,6 +115,36 @@ class Device:
             raise protocol.ConnectRefused(connect.version, fault.reason, fault.cause) from None
         assigned = "" if self.client_id else f"gateway-{secrets.token_hex(8)}"
         self.client_id = self.client_id or assigned
+        door, link = self._listener.door, self._link
+        if door.takes_time(connect, link.ssl_object):
+            self._deciding = asyncio.create_task(self._log_in(connect, assigned))
+            self._deciding.add_done_callback(self._decided)
+            return False
+        self._accept(connect, assigned, door.admit(self.client_id, link.host, link.ssl_object))
+        return True
+
+    async def _log_in(self, connect: protocol.Connect, assigned: str) -> None:
+        """Decide on a CONNECT whose password takes a while to check, or whose refusal is held back."""
+        link = self._link
+        try:
+            guest = await self._listener.door.check(connect, self.client_id, link.host, link.ssl_object)
+            if not self.ended:
+                self._accept(connect, assigned, guest)
+                link.resume()
+        except RemoteFault as fault:
+            self._listener.count("logins_refused")
+            await asyncio.sleep(fault.delay_s if isinstance(fault, LoginRefused) else 0)
+            if not self.ended:
+                self.fault(protocol.ConnectRefused(connect.version, fault.reason, fault.cause))
+
+    def _decided(self, task: asyncio.Task[None]) -> None:
+        """A fault of ours must not leave a client waiting for ever."""
+        if not task.cancelled() and task.exception() is not None:
+            self._listener.say(logging.ERROR, "a login failed by a fault of the gateway", error=repr(task.exception()))
+            self._end()
+
+    def _accept(self, connect: protocol.Connect, assigned: str, guest: Guest) -> None:
+        self.user = guest.user
         keepalive_s = self._keepalive(connect)
         self._send(protocol.connack(connect.version, Reason.SUCCESS, self._offer(connect, assigned, keepalive_s)))
         self._listener.register(self)
@@ -219,6 +259,12 @@ class Device:
             self._say(logging.INFO, "connection closed: no CONNECT came in time")
         self._end_with(Reason.KEEP_ALIVE_TIMEOUT, "nothing came within the keep-alive time")
 
+    def dawdled(self) -> None:
+        """A packet has begun that is still not whole after `packet_timeout`."""
+        self._listener.count("timeouts")
+        self._say(logging.WARNING, "connection closed: a packet was not whole in time (packet_timeout)")
+        self._end_with(Reason.UNSPECIFIED, "a packet was not whole in time")
+
     def stalled(self) -> None:
         """The client has not read for too long; the link aborts after this."""
         self._listener.count("timeouts")
@@ -247,6 +293,8 @@ class Device:
         if self.ended:
             return
         self.ended = True
+        if self._deciding is not None and not self._deciding.done() and self._deciding is not asyncio.current_task():
+            self._deciding.cancel()
         fits = len(last) <= (self._packet_bytes_max or len(last))
         self._link.end(last if fits else b"")  # what the client could not take is left out
         self._listener.leave(self)
