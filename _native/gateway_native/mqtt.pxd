@@ -119,6 +119,10 @@ cdef struct MqttGroup:
     uint64_t record_bytes_max       # key, value and headers of one record
     int64_t clock_ns                # not 0: tests' own time, of both clocks
     const MqttRoutes* routes
+    # What every message touches.
+    bint crowded                    # the ring was full: connections wait, and nobody may pass them
+    uint64_t records
+    uint64_t bytes                  # payload
     # State.
     MqttTopics topics
     MqttNames names                 # of streams that templates have named
@@ -126,11 +130,8 @@ cdef struct MqttGroup:
     MqttDrops drops
     MqttRate rate                   # of all connections together
     MqttText wanted                 # STOP_STREAM: the name; valid until the next call of mqtt_parse
-    bint crowded                    # the ring was full: connections wait, and nobody may pass them
     MqttConnection* waiting         # those with acknowledgements pending
-    # Counters.
-    uint64_t records
-    uint64_t bytes                  # payload
+    # More counters.
     uint64_t unrouted               # publishes whose topic no route takes
     uint64_t acknowledged
     uint64_t refused                # publishes whose record the full disk had no room for

@@ -145,22 +145,13 @@ cdef inline int64_t clock_now(const MqttGroup* group, int clock) noexcept nogil:
     return <int64_t>now.tv_sec * 1000000000 + now.tv_nsec
 
 
-cdef inline int publish_in_time(
-    MqttGroup* group, MqttConnection* connection, const uint8_t* at, int64_t time_ns, int64_t steady_ns,
-) noexcept nogil:
-    """A PUBLISH of a connection, or a group, that has a rate limit; what was not taken does not count."""
-    cdef int stop
+cdef bint rest(MqttGroup* group, MqttConnection* connection, int64_t steady_ns) noexcept nogil:
+    """Has the connection, or the group, a rate limit that lets no publish pass now?"""
     connection.resume_ns = max(rate_resume(&connection.rate, steady_ns), rate_resume(&group.rate, steady_ns))
-    if connection.resume_ns:
-        return STOP_RATE
-    stop = publish(group, connection, at[0], at + connection.header_bytes, connection.body_bytes, time_ns)
-    if stop == STOP_NONE:
-        rate_charge(&connection.rate, steady_ns)
-        rate_charge(&group.rate, steady_ns)
-    return stop
+    return connection.resume_ns != 0
 
 
-cdef inline int packet_take(
+cdef int packet_take(
     MqttGroup* group, MqttConnection* connection, const uint8_t* at, int64_t time_ns,
 ) noexcept nogil:
     """Any packet but PUBLISH, as far as the parser takes it."""
@@ -192,10 +183,13 @@ cdef int mqtt_parse(
             break
         if at[0] >> 4 != PUBLISH:
             stop = packet_take(group, connection, at, time_ns)
-        elif limited:
-            stop = publish_in_time(group, connection, at, time_ns, steady_ns)
+        elif limited and rest(group, connection, steady_ns):
+            stop = STOP_RATE
         else:
             stop = publish(group, connection, at[0], at + connection.header_bytes, connection.body_bytes, time_ns)
+            if limited and stop == STOP_NONE:
+                rate_charge(&connection.rate, steady_ns)
+                rate_charge(&group.rate, steady_ns)
         if stop == STOP_NONE:
             position[0] += connection.need
     ring_publish(group.ring)

@@ -290,6 +290,23 @@ cdef inline void publish_taken(
     group.bytes += p.payload_bytes
 
 
+cdef inline void publish_write(
+    MqttGroup* group, const MqttConnection* connection, const Publish* p, HeaderSink* sink, uint8_t* to,
+) noexcept nogil:
+    """Key, value and headers."""
+    if p.payload == p.topic + p.topic_bytes and p.route.key.count == 0:
+        memcpy(to, p.topic, p.topic_bytes + p.payload_bytes)    # in QoS 0 of MQTT 3.1.1 they stand side by side
+    else:
+        if p.route.key.count:
+            key_put(&p.route.key, p.topic, p.topic_bytes, to)
+        else:
+            memcpy(to, p.topic, p.topic_bytes)
+        memcpy(to + p.key_bytes, p.payload, p.payload_bytes)
+    if sink.count:
+        sink.to = put_headers_count(to + p.key_bytes + p.payload_bytes, sink.count)
+        publish_headers(sink, group, connection, p)
+
+
 cdef inline int publish_put(
     MqttGroup* group, MqttConnection* connection, const Publish* p, HeaderSink* sink, int64_t time_ns,
 ) noexcept nogil:
@@ -308,14 +325,7 @@ cdef inline int publish_put(
             return STOP_ROOM
         drops_add(&group.drops, p.partition, p.key_bytes + p.payload_bytes + headers_bytes, time_ns)
         return publish_answer(group, connection, p, REASON_OVERLOAD, FAULT_OVERLOAD)
-    if p.route.key.count:
-        key_put(&p.route.key, p.topic, p.topic_bytes, to)
-    else:
-        memcpy(to, p.topic, p.topic_bytes)
-    memcpy(to + p.key_bytes, p.payload, p.payload_bytes)
-    if sink.count:
-        sink.to = put_headers_count(to + p.key_bytes + p.payload_bytes, sink.count)
-        publish_headers(sink, group, connection, p)
+    publish_write(group, connection, p, sink, to)
     publish_taken(group, connection, p, sequence)
     return STOP_NONE
 
@@ -331,9 +341,10 @@ cdef inline int publish_look(
     sink.size = 0
     sink.alias = 0
     sink.alias_max = connection.aliases.max
-    wrong_properties = publish_headers(sink, group, connection, p)
-    if wrong_properties != PROPERTIES_OK:
-        return fault(connection, fault_of_properties(wrong_properties))
+    if p.properties_bytes or connection.client_header or p.first_byte & (PUBLISH_QOS | PUBLISH_RETAIN | PUBLISH_DUP):
+        wrong_properties = publish_headers(sink, group, connection, p)
+        if wrong_properties != PROPERTIES_OK:
+            return fault(connection, fault_of_properties(wrong_properties))
     wrong = publish_topic(connection, p, sink.alias)
     if wrong:
         return fault(connection, wrong)
