@@ -350,6 +350,81 @@ async def test_packet_that_never_becomes_whole(tmp_path, site):
         assert line["client"] == "by-hand"
 
 
+# -- what a client may publish, and how fast ---------------------------------------------------------------------------
+
+
+ACCESS = """
+topic write plant/public
+user press
+topic plant/press/#
+topic deny plant/press/setup
+pattern write plant/clients/%c
+"""
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize("name", [*PUBLISHERS])
+@on_uvloop
+async def test_forbidden_topic(tmp_path, site, name):
+    """MQTT 5 hears 0x87 for each message and stays; nothing is recorded; the log names a topic and how many."""
+    place = site("tcp")
+    acl = tmp_path / "acl"
+    acl.write_text(ACCESS, encoding="utf-8")
+    async with listening(tmp_path, {**place.settings, "access_file": str(acl)}) as gateway:
+        with contextlib.suppress(Refused):  # some clients call the refusal of a message an error
+            await asyncio.to_thread(PUBLISHERS[name][0], place.target(gateway, topic="plant/lamp/x"))
+        count = gateway.source.statistics()["forbidden"]
+        assert count
+        await until(lambda: bool(gateway.events.named("may not publish")), "it is logged")
+        assert gateway.events.named("may not publish")[0]["topic"] == "plant/lamp/x"
+        await asyncio.to_thread(PUBLISHERS[name][0], place.target(gateway, topic="plant/press/x"))
+        assert len(await gateway.contents()) == len(payloads())
+        assert gateway.source.statistics()["forbidden"] == count
+
+
+@on_uvloop
+async def test_rules_on_the_wire(tmp_path, site):
+    """Allowed, denied and unmentioned topics, in both versions; a will may not go where its client may not publish."""
+    place = site("tcp")
+    acl = tmp_path / "acl"
+    acl.write_text(ACCESS, encoding="utf-8")
+    async with listening(tmp_path, {**place.settings, "access_file": str(acl)}) as gateway:
+        async with hand(gateway, place) as client:
+            for index, (topic, answer) in enumerate(
+                [("plant/press/a", b"\x40\x02"), ("plant/press/setup", b"\x40\x03"), ("plant/public", b"\x40\x03"),
+                 ("plant/clients/by-hand", b"\x40\x02"), ("plant/clients/other", b"\x40\x03")], 1
+            ):  # fmt: skip
+                client.write(publish(topic, qos=1, packet_id=index, version=5))
+                expected = answer + index.to_bytes(2, "big") + (b"\x87" if answer[1] == 3 else b"")
+                assert await client.read(len(expected)) == expected, topic
+        async with hand(gateway, place, log_in(4, "old") + publish("plant/public", qos=1, packet_id=1)) as client:
+            assert await client.rest() == b"\x20\x02\x00\x00"
+        (line,) = gateway.events.named("connection closed")
+        assert (line["client"], line["topic"], line["reason"]) == ("old", "plant/public", "0x87")
+        for topic, code in (("plant/press/will", 0), ("plant/other", 5)):
+            will = text(topic) + binary(b"gone") + text("press") + binary(PASSWORD.encode())
+            async with hand(gateway, place, connect(4, "w", flags=0xC6, rest=will)) as client:
+                assert await client.read(4) == bytes((0x20, 2, 0, code))
+        recorded = {key for key, _ in await gateway.contents()}
+        assert recorded <= {b"plant/press/a", b"plant/clients/by-hand", b"plant/press/will"}
+
+
+@pytest.mark.parametrize("key", ["messages_per_second", "messages_per_second_total"])
+@on_uvloop
+async def test_message_rate(tmp_path, site, key):
+    """A client that publishes faster than it may is held back: everything is recorded, and others are not held up."""
+    place = site("tcp")
+    async with listening(tmp_path, {**place.settings, key: 200}) as gateway:
+        many = b"".join(publish("plant/a", b"%d" % number) for number in range(450))
+        async with hand(gateway, place, log_in(4, "fast") + many + PINGREQ) as fast:
+            assert await fast.read(4) == b"\x20\x02\x00\x00"
+            async with hand(gateway, place, log_in(4, "calm") + PINGREQ) as calm:
+                assert await calm.read(6) == b"\x20\x02\x00\x00" + PINGRESP
+                assert gateway.source.statistics()["records"] < 450, "it was not held back"
+            assert await fast.read(2) == PINGRESP
+        assert [value for _, value in await gateway.contents()] == [b"%d" % number for number in range(450)]
+
+
 # -- Unix sockets ------------------------------------------------------------------------------------------------------
 
 

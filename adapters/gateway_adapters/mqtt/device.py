@@ -12,7 +12,7 @@ import math
 import secrets
 from typing import TYPE_CHECKING, Protocol
 
-from gateway_native.mqtt import RemoteFault
+from gateway_native.mqtt import RemoteFault, Routes
 
 from gateway_adapters.mqtt import protocol
 from gateway_adapters.mqtt.door import Guest, LoginRefused
@@ -74,6 +74,7 @@ class Device:
         self.version = 0  # 4 or 5 once CONNECT was accepted
         self.client_id = ""
         self.user: str | None = None  # who it has proved to be
+        self.allow: Routes | None = None  # what it may publish; None: everything
         self.ended = False
         self._deciding: asyncio.Task[None] | None = None
 
@@ -144,7 +145,7 @@ class Device:
             self._end()
 
     def _accept(self, connect: protocol.Connect, assigned: str, guest: Guest) -> None:
-        self.user = guest.user
+        self.user, self.allow = guest.user, guest.allow
         keepalive_s = self._keepalive(connect)
         self._send(protocol.connack(connect.version, Reason.SUCCESS, self._offer(connect, assigned, keepalive_s)))
         self._listener.register(self)
@@ -231,6 +232,8 @@ class Device:
         topic: dict[str, object] = {}
         if fault.reason == Reason.TOPIC_NAME_INVALID:
             topic["topic"] = shown(self._listener.native.unrouted_topic.decode(errors="replace"))
+        elif fault.reason == Reason.NOT_AUTHORIZED and self.version:
+            topic["topic"] = shown(self._listener.native.forbidden_topic.decode(errors="replace"))
         self._say(logging.WARNING, f"connection closed: {fault.cause}", reason=f"0x{fault.reason:02X}", **topic)
         if isinstance(fault, protocol.ConnectRefused):
             self._end(protocol.connack(fault.version, fault.reason) if fault.version else b"")

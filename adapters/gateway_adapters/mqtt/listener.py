@@ -41,6 +41,11 @@ WILL_BYTES_MAX = 4 * 2**20
 # How long stopping waits for records that had arrived, and for acknowledgements to be taken.
 PAUSE_TIMEOUT_S = 5.0
 DRAIN_TIMEOUT_S = 2.0
+# Counters of messages that were dropped or refused, and why.
+_UNRECORDED = {
+    "unrouted": "no route takes their topic",
+    "forbidden": "their senders may not publish to their topic (access_file)",
+}
 
 
 class MqttListener:
@@ -66,8 +71,8 @@ class MqttListener:
             record_bytes_max=record_bytes_max,
             kept_bytes_max=max(KEPT_BYTES_MAX, 2 * self.packet_bytes_max),
         )
-        _refuse_unknown(name, config)
         self.packet_timeout_s = max(1, config.packet_timeout_ns // NS_PER_S)
+        self.native.set_rate(config.messages_per_second_total)
         self.door = Door(config, time.monotonic)
         self._make_protocol = _protocol_factory(self)
         self._servers: list[asyncio.Server | TlsServer] = []
@@ -82,7 +87,7 @@ class MqttListener:
         self._streams = {context.engine.partition(route.stream): route.stream for route in config.routes}
         self._wills: deque[tuple[int, bytes, bytes, bytes]] = deque()  # partition, key, value, headers
         self._will_bytes = 0
-        self._unrouted_said = 0
+        self._said = dict.fromkeys(_UNRECORDED, 0)
         self._counters = dict.fromkeys(
             ("accepted", "refused", "faults", "failed", "timeouts", "taken_over", "unanswered", "wills", "lost",
              "subscriptions_refused", "logins_refused", "handshakes_failed", "cut_off"), 0,
@@ -318,27 +323,23 @@ class MqttListener:
             self.native.advance()
             for connection in tuple(self._connections):
                 connection.look_after()
-            self._say_unrouted()
+            self._say_unrecorded()
             if self.native.crowded:  # the ring's event does this; once more costs nothing
                 self._reopen()
 
-    def _say_unrouted(self) -> None:
-        unrouted = self.native.counters["unrouted"]
-        if unrouted > self._unrouted_said:
-            self.say(
-                logging.WARNING,
-                "messages not recorded: no route takes their topic",
-                topic=shown(self.native.unrouted_topic.decode(errors="replace")),
-                messages=unrouted - self._unrouted_said,
-            )
-            self._unrouted_said = unrouted
-
-
-def _refuse_unknown(name: str, config: ListenerConfig) -> None:
-    """What would be a hole if it were passed over."""
-    for key in ("access_file", "messages_per_second", "messages_per_second_total"):
-        if getattr(config, key):
-            raise SourceError(f"'{key}' is not in this version; leave it out of [mqtt.listeners.{name}].", source=name)
+    def _say_unrecorded(self) -> None:
+        """Messages that no route takes, or that their senders may not publish: how many more, and one topic of them."""
+        for counter, cause in _UNRECORDED.items():
+            count = self.native.counters[counter]
+            if count > self._said[counter]:
+                topic: bytes = getattr(self.native, f"{counter}_topic")
+                self.say(
+                    logging.WARNING,
+                    f"messages not recorded: {cause}",
+                    topic=shown(topic.decode(errors="replace")),
+                    messages=count - self._said[counter],
+                )
+                self._said[counter] = count
 
 
 def _protocol_factory(listener: MqttListener) -> Callable[[], asyncio.BaseProtocol]:
