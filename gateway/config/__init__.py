@@ -22,6 +22,7 @@ from gateway.config.explain import explain
 from gateway.config.files import Sources, read_dict, read_file
 from gateway.config.model import (
     RECORD_BYTES_MAX,
+    SESSIONS_STREAM,
     CameraConfig,
     Config,
     DiskConfig,
@@ -40,6 +41,7 @@ from gateway.errors import ConfigError
 
 __all__ = [
     "RECORD_BYTES_MAX",
+    "SESSIONS_STREAM",
     "CameraConfig",
     "Config",
     "DiskConfig",

@@ -30,6 +30,9 @@ SEGMENT_AGE_NS_MAX = 7 * DAY_NS
 # sun_path in <sys/un.h> has 108 bytes, one of them for the NUL.
 UNIX_PATH_BYTES_MAX = 107
 
+# What MQTT listeners have to remember across a restart. Internal: nobody routes records into it.
+SESSIONS_STREAM = "__mqtt_sessions"
+
 _NAME = re.compile(r"[A-Za-z0-9._-]{1,249}")
 
 
@@ -275,6 +278,9 @@ class ListenerConfig(Section):
     keepalive_max_ns: DurationNs = Field(
         default=60 * MINUTE_NS, alias="keepalive_max", ge=NS_PER_S, le=65_535 * NS_PER_S
     )
+    # How long a session may outlive its connection, at most; MQTT 3.1.1 clients that want one get all of it.
+    session_expiry_max_ns: DurationNs = Field(default=7 * DAY_NS, alias="session_expiry_max", ge=0, le=3_650 * DAY_NS)
+    sessions_max: int = Field(default=100_000, ge=1, le=10_000_000)
     # From the first byte of a packet to its last.
     packet_timeout_ns: DurationNs = Field(default=30 * NS_PER_S, alias="packet_timeout", ge=NS_PER_S, le=60 * MINUTE_NS)
 
@@ -399,6 +405,10 @@ class MqttConfig(Section):
     subscribers: dict[Name, SubscriberConfig] = {}
 
 
+# Far more than comes between two checkpoints of the sessions (10 s): only what those have made needless is deleted.
+_SESSIONS_STREAM_CONFIG = StreamConfig(retention=Retention(size_bytes=512 * MIB), segment_size="16MiB")
+
+
 def _default_streams(cameras: object) -> object:
     """A camera that names no stream has the one of its own name."""
     if not isinstance(cameras, Mapping):
@@ -428,7 +438,7 @@ class Config(Section):
 
     def stream(self, name: str) -> StreamConfig:
         """The stream's settings, or the defaults for one that the file does not name."""
-        return self.streams.get(name) or StreamConfig()
+        return self.streams.get(name) or (_SESSIONS_STREAM_CONFIG if name == SESSIONS_STREAM else StreamConfig())
 
     def sources(self) -> dict[str, ListenerConfig | SubscriberConfig | CameraConfig]:
         """All sources by name, in the order of the file's sections."""
@@ -439,6 +449,8 @@ class Config(Section):
         streams = {camera.stream for camera in self.cameras.values()}
         for listener in self.mqtt.listeners.values():
             streams |= {route.stream for route in listener.routes}
+        if self.mqtt.listeners:
+            streams.add(SESSIONS_STREAM)
         for subscriber in self.mqtt.subscribers.values():
             streams |= {route.stream for route in subscriber.routes}
         return streams

@@ -132,11 +132,15 @@ class SocketLink(mqtt.Connection, asyncio.BufferedProtocol):
         if data and self.write is not None:
             self.write(data)
 
-    def accept(self, *, version: int, inflight_max: int, patience_s: int) -> None:
+    def accept(
+        self, *, version: int, inflight_max: int, patience_s: int, session: mqtt.Session, topic_alias_max: int
+    ) -> None:
         self.patience = patience_s
         self.open(
             version=version,
             inflight_max=inflight_max,
+            session=session,
+            topic_alias_max=topic_alias_max,
             allow=self.device.allow,
             rate_messages=self._listener.config.messages_per_second,
         )

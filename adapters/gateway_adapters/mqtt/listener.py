@@ -16,7 +16,6 @@ from collections.abc import Callable
 from typing import Any, cast
 
 from gateway_native import mqtt
-from gateway_native.batch import encode_headers
 
 from gateway.clock import NS_PER_S
 from gateway.config import ListenerConfig
@@ -26,18 +25,16 @@ from gateway_adapters.mqtt.connection import SocketLink
 from gateway_adapters.mqtt.device import Device
 from gateway_adapters.mqtt.door import Door
 from gateway_adapters.mqtt.entrance import Handshake, TlsServer
-from gateway_adapters.mqtt.headers import message_headers
-from gateway_adapters.mqtt.protocol import Will
 from gateway_adapters.mqtt.routes import compile_routes
+from gateway_adapters.mqtt.sessions import Sessions
 from gateway_adapters.mqtt.shown import shown
 from gateway_adapters.mqtt.transports import BACKLOG, listening_sockets, remove_unix_socket
+from gateway_adapters.mqtt.wills import Wills
 
 # Packets that have only partly arrived, all connections together.
 KEPT_BYTES_MAX = 64 * 2**20
 # Sockets beyond connections_max that may at least hear why they are refused.
 REFUSALS_MAX = 64
-# Wills that wait for room in the ring.
-WILL_BYTES_MAX = 4 * 2**20
 # How long stopping waits for records that had arrived, and for acknowledgements to be taken.
 PAUSE_TIMEOUT_S = 5.0
 DRAIN_TIMEOUT_S = 2.0
@@ -83,14 +80,13 @@ class MqttListener:
         self._emptied = asyncio.Event()
         self._clients: dict[str, Device] = {}
         self._waiting: deque[SocketLink] = deque()  # for room in the ring, first come first served
-        self._gaps = context.engine.gaps
-        self._streams = {context.engine.partition(route.stream): route.stream for route in config.routes}
-        self._wills: deque[tuple[int, bytes, bytes, bytes]] = deque()  # partition, key, value, headers
-        self._will_bytes = 0
+        engine = context.engine
+        self._wills = Wills(self, self.native, engine.gaps, lambda: {at: name for name, at in engine.streams.items()})
+        self.sessions = Sessions(self, config, engine, self.native, self._wills)
         self._said = dict.fromkeys(_UNRECORDED, 0)
         self._counters = dict.fromkeys(
             ("accepted", "refused", "faults", "failed", "timeouts", "taken_over", "unanswered", "wills", "lost",
-             "subscriptions_refused", "logins_refused", "handshakes_failed", "cut_off"), 0,
+             "subscriptions_refused", "sessions_evicted", "logins_refused", "handshakes_failed", "cut_off"), 0,
         )  # fmt: skip
 
     # -- the source's life
@@ -98,6 +94,7 @@ class MqttListener:
     async def start(self) -> None:
         """Listen. Raises SourceError when the address cannot be bound."""
         loop = asyncio.get_running_loop()
+        await self.sessions.start()
         try:
             for listening in listening_sockets(self.config):
                 if self.config.tls:
@@ -150,16 +147,14 @@ class MqttListener:
         self._close_servers()
         for connection in tuple(self._connections):
             connection.update_reading()
+        self._wills.advance(all_of_them=True)  # whoever left them is dead already
         deadline = time.monotonic() + PAUSE_TIMEOUT_S
         while (self._waiting or self._wills) and time.monotonic() < deadline:
             await asyncio.sleep(0.01)
             self._reopen()
         if self._waiting or self._wills:
             self.say(logging.ERROR, "the ring stayed full: messages that had arrived are not recorded")
-        for partition, topic, payload, headers in self._wills:
-            self._lose_will(partition, len(topic) + len(payload) + len(headers))
-        self._wills.clear()
-        self._will_bytes = 0
+        self._wills.lose_all()
 
     async def drain(self) -> None:
         """Send the acknowledgements that have become due, say goodbye, and let both leave."""
@@ -186,6 +181,7 @@ class MqttListener:
             connection.abort()
         await asyncio.sleep(0)  # the transports tell their connections
         self._waiting.clear()
+        await self.sessions.stop()
 
     def statistics(self) -> dict[str, Any]:
         """Counters since the start, and the present state."""
@@ -195,6 +191,8 @@ class MqttListener:
             "connections": len(self._clients),
             **self.native.counters,
             **self._counters,
+            **self.sessions.statistics(),
+            "wills_delayed": self._wills.delayed,
             "waiting_for_room": len(self._waiting),
         }
 
@@ -261,31 +259,6 @@ class MqttListener:
         """It found the ring full; it is called again in its turn."""
         self._waiting.append(connection)
 
-    def publish_will(self, will: Will) -> None:
-        """Record the message that a client left for the case that it vanishes."""
-        topic = will.topic.encode()
-        index = self.native.routes.find(topic)
-        if index is None:
-            self.count("lost")
-            self.say(logging.WARNING, "will not recorded: no route takes its topic", topic=shown(will.topic))
-            return
-        # Its delay is no property of the record: sessions end with their connection, so it is recorded at once.
-        properties: dict[str, Any] = {name: value for name, value in will.properties.items() if name != "will_delay"}
-        headers = encode_headers(message_headers(qos=will.qos, retain=will.retain, will=True, **properties))
-        size = len(topic) + len(will.payload) + len(headers)
-        if self._will_bytes + size > WILL_BYTES_MAX:
-            self._lose_will(self.native.routes.partitions[index], size)
-            self.say(logging.WARNING, "will not recorded: too many wait for room", topic=shown(will.topic))
-            return
-        self._wills.append((self.native.routes.partitions[index], topic, will.payload, headers))
-        self._will_bytes += size
-        if not self.native.crowded:
-            self._put_wills()
-
-    def _lose_will(self, partition: int, size: int) -> None:
-        self.count("lost")
-        self._gaps.add(self._streams[partition], self.name, "overload", count=1, bytes=size)
-
     # -- the ring's calls
 
     def _ring_event(self) -> None:
@@ -299,21 +272,11 @@ class MqttListener:
     def _reopen(self) -> None:
         """Let those who wait try again, each once, until the ring is full again."""
         self.native.reopen()
-        self._put_wills()
+        self._wills.put()
         for _ in range(len(self._waiting)):
             if self.native.crowded:
                 break
             self._waiting.popleft().retry()
-
-    def _put_wills(self) -> None:
-        while self._wills:
-            partition, key, value, headers = self._wills[0]
-            if not self._ring.append(partition, key, value, headers, time.time_ns()):
-                self.native.crowd()
-                return
-            self._wills.popleft()
-            self._will_bytes -= len(key) + len(value) + len(headers)
-            self.count("wills")
 
     # -- once a second
 
@@ -323,6 +286,8 @@ class MqttListener:
             self.native.advance()
             for connection in tuple(self._connections):
                 connection.look_after()
+            self._wills.advance()
+            self.sessions.advance()
             self._say_unrecorded()
             if self.native.crowded:  # the ring's event does this; once more costs nothing
                 self._reopen()
