@@ -5,9 +5,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import signal
 import socket
 import ssl
 import subprocess
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +23,7 @@ from tests.integration.mqtt_publishers import PUBLISHERS, Refused, Target, mosqu
 from tests.integration.peers import find
 from tests.support.certificates import Authority
 from tests.support.gateway import Running, on_uvloop, running, until
+from tests.support.gateway_process import GatewayProcess
 from tests.support.mqtt import PINGREQ, PINGRESP, binary, connect, publish, text
 
 PASSWORD = "correct horse battery staple"
@@ -476,3 +480,92 @@ async def test_mosquitto_pub_without_password(tmp_path, site, monkeypatch):
         for version, said in ((4, "not authorised"), (5, "Not authorized")):
             with pytest.raises(Refused, match=said):
                 await asyncio.to_thread(mosquitto, place.target(gateway, version, username=None, password=None))
+
+
+# -- nonsense, over every transport ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["tcp", "tcp+tls", "tcp+mutual", "unix"])
+@pytest.mark.parametrize(
+    ("nonsense", "reason"),
+    [
+        (b"GET / HTTP/1.1\r\n\r\n", "0x82"),
+        (bytes(range(256)), "0x82"),
+        (b"\x10\xff\xff\xff\xff\x7f", "0x81"),
+        (b"\x10\xff\xff\xff\x7f", "0x95"),
+    ],
+)
+@on_uvloop
+async def test_garbage(tmp_path, site, kind, nonsense, reason):
+    """Ends one connection with one line in the log; who is connected notices nothing."""
+    place = site(kind)
+    async with listening(tmp_path, place.settings) as gateway:
+        options = {"ssl": place.target(gateway).context} if "+" in kind else {}
+        async with hand(gateway, place, **options) as calm:
+            async with hand(gateway, place, nonsense, **options) as client:
+                await client.rest()
+            (line,) = gateway.events.named("connection closed")
+            assert line["reason"] == reason
+            assert line["peer"].startswith("127.0.0.1:" if kind != "unix" else "a Unix socket")
+            calm.write(publish("plant/a", qos=1, packet_id=1, version=5))
+            assert await calm.read(4) == b"\x40\x02\x00\x01"
+
+
+@pytest.mark.parametrize("version", [4, 5])
+@on_uvloop
+async def test_oversized_packet(tmp_path, site, version):
+    """MQTT 5 hears 0x95, MQTT 3.1.1 is closed; one line says so."""
+    place = site("tcp")
+    async with listening(tmp_path, {**place.settings, "max_packet": "1KiB"}) as gateway:
+        large = publish("plant/a", b"x" * 2_000, version=version)
+        async with hand(gateway, place, log_in(version, "large") + large) as client:
+            first, size = await client.read(2)
+            assert (first, (await client.read(size))[1]) == (0x20, 0)
+            rest = await client.rest()
+            assert rest[:1] + rest[2:3] == (b"\xe0\x95" if version == 5 else b"")
+        (line,) = gateway.events.named("connection closed")
+        assert (line["client"], line["reason"]) == ("large", "0x95")
+
+
+# -- the whole program -------------------------------------------------------------------------------------------------
+
+
+def try_login(port: int, password: str) -> int:
+    """The return code of an MQTT 3.1.1 login."""
+    with socket.create_connection(("127.0.0.1", port), timeout=20) as client:
+        client.sendall(log_in(4, "c", password))
+        return client.recv(4, socket.MSG_WAITALL)[3]
+
+
+@pytest.mark.integration
+def test_users_changed_while_it_runs(tmp_path, users_file):
+    """SIGHUP makes `gateway run` read the password file again; a broken one is named, and changes nothing."""
+    users = tmp_path / "users"
+    users.write_bytes(users_file.read_bytes())
+    users.chmod(0o600)
+    with GatewayProcess(tmp_path, extra_toml=f'users_file = "{users}"').start() as gateway:
+        assert gateway.process is not None
+        assert try_login(gateway.port, PASSWORD) == 0
+        command = [find("mosquitto_passwd"), "-b", str(users), "press", "another horse"]
+        subprocess.run(command, check=True, capture_output=True, timeout=30)
+        for text_of_file, wanted, said in (
+            (users.read_bytes(), "another horse", "configuration applied"),
+            (b"press:another secret\n", "another horse", "files not read again"),
+        ):
+            users.write_bytes(text_of_file)
+            gateway.process.send_signal(signal.SIGHUP)
+            wait_for(lambda said=said: said in gateway.log, said)
+            assert try_login(gateway.port, wanted) == 0
+            assert try_login(gateway.port, PASSWORD) == 4
+        assert f"{users}:1: " in gateway.log
+        assert "secret" not in gateway.log
+        assert "horse" not in gateway.log
+        assert gateway.end() == 0
+
+
+def wait_for(condition: Callable[[], bool], what: str) -> None:
+    """Polled; this only keeps a test from hanging for ever."""
+    deadline = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < deadline, what
+        time.sleep(0.02)
