@@ -150,7 +150,8 @@ def _source(name: str, source: Any) -> dict[str, Any]:
         return {"name": name, "kind": "camera", "at": source.url, "streams": [source.stream]}
     streams = list(dict.fromkeys(route.stream for route in source.routes))
     if isinstance(source, ListenerConfig):
-        return {"name": name, "kind": "mqtt.listener", "at": source.bind, "streams": streams}
+        at = f"{source.bind} ({source.door})"
+        return {"name": name, "kind": "mqtt.listener", "at": at, "streams": streams}
     return {"name": name, "kind": "mqtt.subscriber", "at": source.url, "streams": streams}
 
 

@@ -337,6 +337,15 @@ class ListenerConfig(Section):
         return self.users_file is not None or self.client_certificates == "require"
 
     @property
+    def door(self) -> str:
+        """In a few words: how it is reached, and who may come in."""
+        how = [word for word, so in (("TLS", self.tls), ("WebSocket", self.transport == "websocket")) if so]
+        who = ["users"] if self.users_file is not None else []
+        who += [f"certificates: {self.client_certificates}"] if self.client_certificates != "none" else []
+        who += ["anonymous"] if self.allow_anonymous else []
+        return ", ".join(how + who)
+
+    @property
     def allow_anonymous(self) -> bool:
         """As set; else only where nobody from outside can connect, and no users are named."""
         if self.allow_anonymous_set is not None:

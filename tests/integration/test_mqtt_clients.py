@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import os
 import signal
 import socket
@@ -15,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from gateway_adapters.mqtt import admission
+from gateway_adapters.mqtt import admission, entrance
 from gateway_adapters.mqtt.listener import create
 
 from gateway.errors import ConfigError, SourceError
@@ -272,6 +273,27 @@ async def test_handshake_that_never_ends(tmp_path, site):
             assert await slow.rest() == b""
         await until(lambda: not gateway.source._entering, "both are gone")
         assert gateway.source.door.admission._sockets == {}
+
+
+@on_uvloop
+async def test_no_descriptor_is_left(tmp_path, site, monkeypatch):
+    """Accepting pauses and goes on by itself; the log says what is wrong, once a second at most."""
+    monkeypatch.setattr(entrance, "FULL_PAUSE_S", 0.05)
+    failures = [OSError(errno.EMFILE, os.strerror(errno.EMFILE))] * 3
+    accept = socket.socket.accept
+
+    def without_descriptors(listening: socket.socket) -> Any:
+        if failures:
+            raise failures.pop()
+        return accept(listening)
+
+    place = site("tcp+tls")
+    async with listening(tmp_path, place.settings) as gateway:
+        monkeypatch.setattr(socket.socket, "accept", without_descriptors)
+        async with hand(gateway, place, ssl=place.target(gateway).context) as client:
+            client.write(PINGREQ)
+            assert await client.read(2) == PINGRESP
+        assert len(gateway.events.named("no connection can be accepted")) == 3
 
 
 @on_uvloop

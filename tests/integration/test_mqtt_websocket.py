@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import sys
+import types
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from gateway_adapters.mqtt import websocket
-from gateway_adapters.mqtt.listener import create
+from gateway_adapters.mqtt.listener import _protocol_factory, create
 from websockets.client import ClientProtocol
 from websockets.frames import Close, Frame, Opcode
 from websockets.http11 import Response
 from websockets.uri import parse_uri
 
+from gateway.errors import SourceError
 from tests.support.gateway import Running, on_uvloop, running, until
 from tests.support.mqtt import PINGREQ, PINGRESP, connect, publish
 
@@ -102,6 +105,15 @@ async def test_frames_are_no_packets(tmp_path):
         answers = await client.read(6)
         assert answers in (b"\x40\x02\x00\x07" + PINGRESP, PINGRESP + b"\x40\x02\x00\x07"), "in either order"
         assert [value for _, value in await gateway.contents()] == [b"1", b"2"]
+
+
+def test_library_is_missing(tmp_path, monkeypatch):
+    """Without the extra a sentence says what to install."""
+    monkeypatch.delitem(sys.modules, "gateway_adapters.mqtt.websocket")
+    monkeypatch.setitem(sys.modules, "websockets.exceptions", None)
+    listener = types.SimpleNamespace(config=types.SimpleNamespace(transport="websocket"), name="devices")
+    with pytest.raises(SourceError, match=r"devices: .*pip install gateway\[websocket\]"):
+        _protocol_factory(listener)
 
 
 @on_uvloop
