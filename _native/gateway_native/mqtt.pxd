@@ -12,6 +12,7 @@ from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 
 from gateway_native.mqtt_aliases cimport MqttAliases
 from gateway_native.mqtt_drops cimport MqttDrops
+from gateway_native.mqtt_kept cimport MqttBudget, MqttKept
 from gateway_native.mqtt_rate cimport MqttRate
 from gateway_native.mqtt_routes cimport MqttRoutes, Routes as RoutesType
 from gateway_native.mqtt_session cimport MqttSession, MqttSessions, Session as SessionType
@@ -20,7 +21,6 @@ from gateway_native.ring cimport Ring, RingState
 
 cdef enum:
     SHARED_BYTES = 262144           # the receive buffer that all connections of a group share
-    DIRECT_BYTES = 65536            # a larger packet is received into a buffer of its connection's own
     CROWDED_BYTES = 2048            # received at once while the ring is full: what may then have to be kept
     NOGIL_BYTES = 16384             # parse shorter buffers with the GIL held: giving it up costs more than it frees
     CONTROL_BYTES_MAX = 524288      # any packet but PUBLISH; the largest CONNECT has five fields of 64 KiB
@@ -174,8 +174,7 @@ cdef class Group:
     cdef readonly RoutesType routes
     cdef uint8_t* out               # acknowledgements of one connection
     cdef Window window
-    cdef readonly uint64_t kept_bytes       # in buffers of connections' own
-    cdef readonly uint64_t kept_bytes_max
+    cdef MqttBudget budget
     cdef readonly uint64_t tick             # counts calls of `advance`, about one a second
     cdef uint64_t drops_taken
     cdef public object resolve      # callable(bytes) -> int: the partition of a stream that a template named
@@ -187,26 +186,19 @@ cdef class Connection:
     cdef readonly Group group
     cdef public object write        # callable(bytes): how to send; None when there is no way
     cdef readonly bint closed
-    cdef readonly bint blocked      # waits for room in the ring
+    cdef readonly bint blocked      # waits for room in the ring, or for a decision (`park`)
     cdef readonly bint limited      # must rest until `resume_ns`
     cdef readonly bint refused      # its next acknowledgement never leaves, because its record was refused
     cdef readonly SessionType session
     cdef readonly RoutesType allow
     cdef readonly uint64_t seen     # tick at which something was last received
     cdef public uint64_t patience   # ticks without any byte until `overdue`; 0: for ever
-    # A packet that is not whole yet, or all that came after the ring was full.
-    cdef uint8_t* kept
-    cdef size_t kept_capacity
-    cdef size_t kept_start
-    cdef size_t kept_size
-    cdef bint direct                # receive into `kept` itself: the packet is large
+    cdef MqttKept kept
     # What is being parsed; NULL between two buffers.
     cdef const uint8_t* data
     cdef size_t size
     cdef size_t position
     cdef void parse(self) noexcept
     cdef void keep(self) noexcept
-    cdef void keep_in(self, const uint8_t* rest, size_t left, size_t capacity) noexcept
-    cdef void drop_kept(self) noexcept
     cdef int answer(self) except -1
     cdef int find_stream(self) except -1

@@ -5,7 +5,7 @@ from cpython.buffer cimport PyBuffer_FillInfo
 from cpython.bytes cimport PyBytes_FromStringAndSize
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc
-from libc.string cimport memcpy, memmove, memset
+from libc.string cimport memcpy, memset
 from posix.time cimport CLOCK_MONOTONIC, CLOCK_REALTIME, clock_gettime, timespec
 
 from gateway_native.mqtt_acks cimport (
@@ -14,10 +14,10 @@ from gateway_native.mqtt_acks cimport (
     acks_forget,
     acks_release,
     acks_settle_refusals,
-    acks_unlist,
 )
 from gateway_native.mqtt_aliases cimport ALIASES_MAX, aliases_drop
 from gateway_native.mqtt_drops cimport MqttDrop
+from gateway_native.mqtt_kept cimport kept_drop, kept_put
 from gateway_native.mqtt_publish cimport fault, fault_of_topic, publish, release, variable_integer
 from gateway_native.mqtt_rate cimport rate_charge, rate_resume, rate_set
 from gateway_native.mqtt_session cimport PARTITION_NONE, spin_lock, spin_unlock
@@ -278,7 +278,7 @@ cdef class Group:
         # A record that can never fit would wait for ever.
         self.state.record_bytes_max = min(record_bytes_max, <uint64_t>ring.largest_record)
         self.state.clock_ns = clock_ns
-        self.kept_bytes_max = kept_bytes_max
+        self.budget.kept_max = kept_bytes_max
         topics_init(&self.state.topics, secrets.randbits(64))
         self.state.sessions.ring = ring.state
         self.state.sessions.partition = PARTITION_NONE
@@ -369,6 +369,15 @@ cdef class Group:
         """Connections wait for room in the ring."""
         return self.state.crowded
 
+    @property
+    def kept_bytes(self) -> int:
+        """In buffers of connections' own."""
+        return self.budget.kept
+
+    @property
+    def kept_bytes_max(self) -> int:
+        return self.budget.kept_max
+
     def has_room(self) -> bool:
         """Did the ring report room since a connection had to stop?"""
         return gw_load_seq(&self.state.ring.waiting) == 0
@@ -429,7 +438,7 @@ cdef class Group:
             "refused_full_disk": self.state.refused,
             "unacknowledged": self.state.pending,
             "stopped_for_room": self.state.stopped,
-            "kept_bytes": self.kept_bytes,
+            "kept_bytes": self.budget.kept,
             "overflowed": self.state.overflowed,
             "forbidden": self.state.forbidden,
             "duplicates": self.state.duplicates,
@@ -457,8 +466,7 @@ cdef class Connection:
     def __dealloc__(self):
         if not self.closed:
             connection_close(&self.group.state, &self.state)
-            self.group.kept_bytes -= self.kept_capacity
-        free(self.kept)
+            kept_drop(&self.kept, &self.group.budget)
 
     # -- receiving
 
@@ -466,16 +474,16 @@ cdef class Connection:
         """Where to receive to: the shared buffer behind what is kept, or the rest of a large packet's own buffer."""
         cdef Group group = self.group
         cdef Window window = group.window
-        if self.direct:
-            window.data = self.kept + self.kept_size
-            window.size = self.kept_capacity - self.kept_size
+        if self.kept.direct:
+            window.data = self.kept.block + self.kept.size
+            window.size = self.kept.capacity - self.kept.size
         else:
-            if self.kept_size > SHARED_BYTES - CROWDED_BYTES:
+            if self.kept.size > SHARED_BYTES - CROWDED_BYTES:
                 raise RuntimeError("a connection that waits for room in the ring must not be read from")
-            if self.kept_size:
-                memcpy(window.shared, self.kept + self.kept_start, self.kept_size)
-            window.data = window.shared + self.kept_size
-            window.size = SHARED_BYTES - self.kept_size
+            if self.kept.size:
+                memcpy(window.shared, self.kept.block + self.kept.start, self.kept.size)
+            window.data = window.shared + self.kept.size
+            window.size = SHARED_BYTES - self.kept.size
         if (group.state.crowded or self.state.rate.interval_ns or group.state.rate.interval_ns) \
                 and window.size > CROWDED_BYTES:
             window.size = CROWDED_BYTES     # what cannot be taken now has to be kept
@@ -485,8 +493,8 @@ cdef class Connection:
         """So many bytes were received into the buffer last given."""
         if self.closed or count <= 0:
             return
-        self.data = self.kept if self.direct else self.group.window.shared
-        self.size = self.kept_size + count
+        self.data = self.kept.block if self.kept.direct else self.group.window.shared
+        self.size = self.kept.size + count
         self.position = 0
         if self.state.version:
             self.seen = self.group.tick
@@ -538,14 +546,30 @@ cdef class Connection:
             raise RemoteFault(reason, cause)
         return None
 
+    def park(self) -> None:
+        """Parse nothing more until `retry`: the packet last taken is decided on elsewhere. What follows it is kept.
+
+        Raises RemoteFault when there is no memory to keep it; the connection must then be closed.
+        """
+        if self.closed:
+            return
+        self.answer()
+        if self.data != NULL:
+            self.keep()
+        if self.data != NULL:
+            self.data = NULL
+            reason, cause = FAULTS[self.state.fault]
+            raise RemoteFault(reason, cause)
+        self.blocked = True
+
     def retry(self) -> None:
-        """There may be room in the ring again, or a rest is over: go on where it stopped."""
+        """There may be room in the ring again, a rest is over, or a decision was made: go on where it stopped."""
         if self.closed or not (self.blocked or self.limited):
             return
         self.blocked = self.limited = False
         self.seen = self.group.tick
-        self.data = self.kept + self.kept_start
-        self.size = self.kept_size
+        self.data = self.kept.block + self.kept.start
+        self.size = self.kept.size
         self.position = 0
         self.state.stop = STOP_NONE
         self.attend()
@@ -587,52 +611,12 @@ cdef class Connection:
 
     cdef void keep(self) noexcept:
         """Keep what was not parsed, in as little memory as will do. `data` is NULL then, or `stop` is STOP_FAULT."""
-        cdef const uint8_t* rest = self.data + self.position
-        cdef size_t left = self.size - self.position
-        cdef size_t capacity = left
-        cdef bint own = self.kept != NULL and self.data == self.kept + self.kept_start
-        self.direct = False
-        if left == 0:
-            self.drop_kept()
+        cdef uint64_t need = self.state.need if self.state.stop == STOP_END else 0
+        if kept_put(&self.kept, &self.group.budget, self.data, self.size, self.position, need):
             self.data = NULL
-        elif self.state.stop == STOP_END and self.state.need > DIRECT_BYTES:
-            # Grows with what has really arrived: a length alone must not cost memory.
-            self.direct = True
-            capacity = min(self.state.need, max(2 * left, <size_t>DIRECT_BYTES))
-            self.keep_in(rest, left, capacity)
-        elif own and left >= self.kept_capacity // 4:
-            self.kept_start += self.position
-            self.kept_size = left
-            self.data = NULL
-        else:
-            self.keep_in(rest, left, capacity)
-
-    cdef void keep_in(self, const uint8_t* rest, size_t left, size_t capacity) noexcept:
-        """Move `left` bytes into a buffer of `capacity`; they may lie in the present one."""
-        cdef uint8_t* block = NULL
-        if self.kept_capacity >= capacity and self.kept_capacity // 4 <= capacity:
-            memmove(self.kept, rest, left)
-        else:
-            if self.group.kept_bytes - self.kept_capacity + capacity <= self.group.kept_bytes_max:
-                block = <uint8_t*>malloc(capacity)
-            if block == NULL:
-                self.state.stop = STOP_FAULT
-                self.state.fault = FAULT_MEMORY
-                return
-            memcpy(block, rest, left)
-            self.drop_kept()
-            self.kept = block
-            self.kept_capacity = capacity
-            self.group.kept_bytes += capacity
-        self.kept_start = 0
-        self.kept_size = left
-        self.data = NULL
-
-    cdef void drop_kept(self) noexcept:
-        self.group.kept_bytes -= self.kept_capacity
-        free(self.kept)
-        self.kept = NULL
-        self.kept_capacity = self.kept_start = self.kept_size = 0
+            return
+        self.state.stop = STOP_FAULT
+        self.state.fault = FAULT_MEMORY
 
     # -- what the driver decides
 
@@ -674,8 +658,8 @@ cdef class Connection:
         self.data = NULL
         lost = connection_close(&self.group.state, &self.state)
         self.session = self.allow = None
-        self.direct = self.blocked = self.limited = False
-        self.drop_kept()
+        self.blocked = self.limited = False
+        kept_drop(&self.kept, &self.group.budget)
         return lost
 
     def trim(self) -> None:
