@@ -8,7 +8,7 @@ from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy
 
-from gateway_native.mqtt cimport MqttAck, MqttConnection, MqttGroup
+from gateway_native.mqtt cimport ROLE_SERVER, MqttAck, MqttConnection, MqttGroup
 from gateway_native.ring cimport VERDICT_ACK, VERDICT_FAILED, VERDICT_REFUSED, ring_verdict
 
 cdef enum:
@@ -49,7 +49,10 @@ cdef inline void acks_push(
     MqttGroup* group, MqttConnection* connection, uint16_t packet_id, uint32_t partition, uint64_t sequence,
     uint8_t reason,
 ) noexcept nogil:
-    """After acks_make_room. The interest is declared before the record is published, so no commit can be missed."""
+    """After acks_make_room. With sequence 0 it waits for nothing but its turn.
+
+    The interest is declared before the record is published, so no commit can be missed.
+    """
     cdef uint32_t at = (connection.acks_first + connection.acks_count) & (connection.acks_capacity - 1)
     connection.acks[at].sequence = sequence
     connection.acks[at].partition = partition
@@ -59,7 +62,7 @@ cdef inline void acks_push(
     if group.pending == 0:
         gw_store_seq(&group.ring.ack_interest, 1)
     group.pending += 1
-    if reason:
+    if reason or sequence == 0:
         connection.refused = 1
     if not connection.listed:
         connection.listed = True
@@ -101,8 +104,12 @@ cdef inline void acks_mark_refused(MqttGroup* group, MqttConnection* connection)
     cdef MqttAck* ack
     for i in range(connection.acks_count):
         ack = &connection.acks[(connection.acks_first + i) & mask]
-        if ack.reason == 0 and ring_verdict(group.ring, ack.partition, ack.sequence) == VERDICT_REFUSED:
-            ack.reason = REASON_QUOTA_EXCEEDED if connection.version == 5 else REASON_DISCONNECT
+        if ack.reason or ack.sequence == 0:
+            continue
+        if ring_verdict(group.ring, ack.partition, ack.sequence) == VERDICT_REFUSED:
+            # A broker would take any PUBACK for the end of the matter, and never send the publish again.
+            ack.reason = (REASON_QUOTA_EXCEEDED if connection.version == 5 and group.role == ROLE_SERVER
+                          else REASON_DISCONNECT)
             group.refused += 1
 
 
@@ -121,7 +128,7 @@ cdef inline size_t acks_release(
         if ack.reason == REASON_DISCONNECT:
             trouble[0] = ACKS_REFUSED
             break
-        if ack.reason == 0:
+        if ack.reason == 0 and ack.sequence:
             verdict = ring_verdict(group.ring, ack.partition, ack.sequence)
             if verdict != VERDICT_ACK:
                 trouble[0] = ACKS_FAILED if verdict == VERDICT_FAILED else ACKS_FINE

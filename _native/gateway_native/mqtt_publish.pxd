@@ -10,8 +10,8 @@ from gateway_native.batch cimport headers_count_bytes, put_headers_count
 from gateway_native.mqtt cimport *
 from gateway_native.mqtt_acks cimport acks_make_room, acks_push
 from gateway_native.mqtt_headers cimport (
-    PROPERTIES_ALIAS, PROPERTIES_OK, PROPERTIES_SUBSCRIPTION, PROPERTIES_TEXT, PROPERTIES_TRUNCATED, PROPERTIES_TWICE,
-    PROPERTIES_VALUE, PUBLISH_DUP, PUBLISH_QOS, HeaderSink, be16, sink_flags, sink_properties)
+    PROPERTIES_ALIAS, PROPERTIES_LENGTH, PROPERTIES_OK, PROPERTIES_SUBSCRIPTION, PROPERTIES_TEXT, PROPERTIES_TRUNCATED, PROPERTIES_TWICE,
+    PROPERTIES_VALUE, PUBLISH_DUP, PUBLISH_QOS, PUBLISH_RETAIN, HeaderSink, be16, sink_flags, sink_properties, variable_integer)
 from gateway_native.mqtt_routes cimport MqttRoute, route_find
 from gateway_native.mqtt_text cimport TEXT_NUL, TEXT_OK, TEXT_WILDCARD, text_check
 from gateway_native.ring cimport SLOT_WANTS_ACK, ring_put
@@ -35,6 +35,8 @@ cdef inline uint8_t fault_of_properties(int wrong) noexcept nogil:
         return FAULT_TOPIC_ALIAS
     if wrong == PROPERTIES_SUBSCRIPTION:
         return FAULT_SUBSCRIPTION_ID
+    if wrong == PROPERTIES_LENGTH:
+        return FAULT_LENGTH
     return FAULT_PROPERTY_UNKNOWN
 
 
@@ -50,30 +52,20 @@ cdef inline uint8_t fault_of_topic(const uint8_t* topic, size_t size) noexcept n
     return FAULT_TOPIC_NUL if wrong == TEXT_NUL else FAULT_TOPIC_UTF8
 
 
-cdef inline int variable_integer(const uint8_t* at, size_t left, bint shortest, uint32_t* value) noexcept nogil:
-    """A variable byte integer (MQTT 5 section 1.5.5): the bytes it has, 0 when it is not whole, -1 when malformed."""
-    cdef uint32_t result = 0
-    cdef int i
-    for i in range(4):
-        if <size_t>i == left:
-            return 0
-        result |= <uint32_t>(at[i] & 0x7F) << (7 * i)
-        if at[i] < 0x80:
-            if shortest and i and at[i] == 0:
-                return -1                   # [MQTT-1.5.5-1]
-            value[0] = result
-            return i + 1
-    return -1
-
-
 cdef inline int unrouted(
     MqttGroup* group, MqttConnection* connection, uint16_t packet_id, const uint8_t* topic, size_t topic_bytes,
 ) noexcept nogil:
-    """QoS 0 (packet_id 0) is dropped and counted. QoS 1 is answered in its turn; MQTT 3.1.1 knows no such answer."""
+    """QoS 0 (packet_id 0) is dropped and counted. QoS 1 is answered in its turn; MQTT 3.1.1 knows no such answer.
+
+    A broker gets an ordinary acknowledgement: it may send what an older subscription asked for, and must not stop there.
+    """
     group.unrouted += 1
     group.unrouted_topic_bytes = <uint32_t>min(topic_bytes, sizeof(group.unrouted_topic))
     memcpy(group.unrouted_topic, topic, group.unrouted_topic_bytes)
     if packet_id == 0:
+        return STOP_NONE
+    if group.role == ROLE_CLIENT:
+        acks_push(group, connection, packet_id, 0, 0, 0)
         return STOP_NONE
     if connection.version != 5:
         return fault(connection, FAULT_UNROUTED)
@@ -140,7 +132,10 @@ cdef inline int publish(
     MqttGroup* group, MqttConnection* connection, uint8_t first_byte, const uint8_t* body, size_t size,
     int64_t time_ns,
 ) noexcept nogil:
-    """Put one PUBLISH into the ring. STOP_NONE, STOP_ROOM or STOP_FAULT; on the last two nothing was taken."""
+    """Put one PUBLISH into the ring. STOP_NONE, STOP_ROOM or STOP_FAULT; on the last two nothing was taken.
+
+    STOP_PACKET: a broker's that would become too large a record. It would only send it again, so the driver decides.
+    """
     cdef Publish p
     cdef HeaderSink sink
     cdef const MqttRoute* route
@@ -154,6 +149,7 @@ cdef inline int publish(
     sink.to = NULL              # measure first
     sink.count = 0
     sink.size = 0
+    sink.from_server = group.role == ROLE_CLIENT
     sink_flags(&sink, first_byte)
     if p.properties_bytes:
         wrong_properties = sink_properties(&sink, p.properties, p.properties_bytes)
@@ -173,7 +169,7 @@ cdef inline int publish(
     if sink.count:
         headers_bytes = headers_count_bytes(sink.count) + sink.size
     if p.topic_bytes + p.payload_bytes + headers_bytes > group.record_bytes_max:
-        return fault(connection, FAULT_RECORD)
+        return STOP_PACKET if group.role == ROLE_CLIENT else fault(connection, FAULT_RECORD)
     if group.crowded:
         return STOP_ROOM                    # others wait already
     to = ring_put(group.ring, route.partition, SLOT_WANTS_ACK if p.packet_id else 0, time_ns,
@@ -190,4 +186,5 @@ cdef inline int publish(
         acks_push(group, connection, p.packet_id, route.partition, sequence, 0)
     group.records += 1
     group.bytes += p.payload_bytes
+    group.retained += first_byte & PUBLISH_RETAIN
     return STOP_NONE
