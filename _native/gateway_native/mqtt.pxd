@@ -26,7 +26,12 @@ cdef enum:
     CONTROL_BYTES_MAX = 524288      # any packet but PUBLISH; the largest CONNECT has five fields of 64 KiB
     ACKS_MAX = 65535                # packet identifiers there are
     ACK_BYTES_MAX = 5
+    OVERSIZED_BYTES = 65544         # of a publish too large to take: header, topic and packet identifier
     NAME_BYTES_MAX = 256            # of a topic kept for a log line, and room for a stream's name
+
+    # Which side of the wire the group's connections are.
+    ROLE_SERVER = 0                 # clients connect to us; their first packet is CONNECT
+    ROLE_CLIENT = 1                 # we connected to a broker; its first packet is CONNACK
 
     # Why the parser stopped.
     STOP_NONE = 0                   # it did not; there is more to parse
@@ -99,6 +104,7 @@ cdef struct MqttConnection:
     uint32_t body_bytes             # STOP_PACKET: what follows it
     uint64_t need                   # STOP_END: bytes of the packet that is not whole yet, as far as known
     uint32_t pings                  # PINGREQs not answered yet
+    uint64_t skip                   # of the packet before, a publish that was too large: bytes still to be passed over
     int64_t resume_ns               # STOP_RATE: when to go on, monotonic
     # Answers that have not left yet, in their order: a circular buffer that doubles.
     MqttAck* acks
@@ -118,6 +124,7 @@ cdef struct MqttGroup:
     uint64_t packet_bytes_max
     uint64_t record_bytes_max       # key, value and headers of one record
     int64_t clock_ns                # not 0: tests' own time, of both clocks
+    uint8_t role                    # ROLE_*
     const MqttRoutes* routes
     # What every message touches.
     bint crowded                    # the ring was full: connections wait, and nobody may pass them
@@ -132,6 +139,7 @@ cdef struct MqttGroup:
     MqttText wanted                 # STOP_STREAM: the name; valid until the next call of mqtt_parse
     MqttConnection* waiting         # those with acknowledgements pending
     # More counters.
+    uint64_t retained               # of the records: those whose retain flag was set
     uint64_t unrouted               # publishes whose topic no route takes
     uint64_t acknowledged
     uint64_t refused                # publishes whose record the full disk had no room for

@@ -3,7 +3,7 @@
 cimport cython
 from cpython.buffer cimport PyBuffer_FillInfo
 from cpython.bytes cimport PyBytes_FromStringAndSize
-from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcpy, memset
 from posix.time cimport CLOCK_MONOTONIC, CLOCK_REALTIME, clock_gettime, timespec
@@ -11,14 +11,18 @@ from posix.time cimport CLOCK_MONOTONIC, CLOCK_REALTIME, clock_gettime, timespec
 from gateway_native.mqtt_acks cimport (
     ACKS_FINE,
     ACKS_REFUSED,
+    PUBACK,
     acks_forget,
+    acks_make_room,
+    acks_push,
     acks_release,
     acks_settle_refusals,
 )
 from gateway_native.mqtt_aliases cimport ALIASES_MAX, aliases_drop
 from gateway_native.mqtt_drops cimport MqttDrop
+from gateway_native.mqtt_headers cimport variable_integer
 from gateway_native.mqtt_kept cimport kept_drop, kept_put
-from gateway_native.mqtt_publish cimport fault, fault_of_topic, publish, release, variable_integer
+from gateway_native.mqtt_publish cimport fault, fault_of_topic, publish, release
 from gateway_native.mqtt_rate cimport rate_charge, rate_resume, rate_set
 from gateway_native.mqtt_session cimport PARTITION_NONE, spin_lock, spin_unlock
 from gateway_native.mqtt_text cimport TEXT_OK, text_check
@@ -35,20 +39,23 @@ cdef extern from "atomics.h" nogil:
 
 cdef enum:
     CONNECT = 1
+    CONNACK = 2
     PUBLISH = 3
     PUBREL = 6
     PINGREQ = 12
+    PINGRESP = 13
+    DISCONNECT = 14
     AUTH = 15
 
-    NOT_SENT_BY_CLIENTS = 0xFF      # in FLAGS_OF_TYPE
+    NOT_SENT = 0xFF                 # in FLAGS_OF_TYPE
 
     SESSIONS_BYTES_MAX = 67108864   # identifiers of all sessions of a group, see MqttDelivery
 
 # MQTT 5 reason code, and the sentence that a log line says after "closed:".
 FAULTS = (
     (0x00, "nothing is wrong"),
-    (0x82, "the first packet is not CONNECT"),
-    (0x82, "a packet of a type that clients do not send"),
+    (0x82, "the first packet is not the one that opens a connection"),
+    (0x82, "a packet of a type that its side does not send"),
     (0x81, "reserved flags of the fixed header are wrong"),
     (0x81, "the length of a packet is malformed"),
     (0x95, "a packet is larger than allowed"),
@@ -79,9 +86,10 @@ FAULTS = (
 )
 
 # Flags each packet type must have [MQTT-2.2.2-2]; PUBLISH has its own rules.
-cdef uint8_t[16] FLAGS_OF_TYPE = [
-    NOT_SENT_BY_CLIENTS, 0, NOT_SENT_BY_CLIENTS, 0, 0, 0, 2, 0,
-    2, NOT_SENT_BY_CLIENTS, 2, NOT_SENT_BY_CLIENTS, 0, NOT_SENT_BY_CLIENTS, 0, 0,
+cdef uint8_t[2][16] FLAGS_OF_TYPE = [
+    # From clients: no CONNACK, SUBACK, UNSUBACK, PINGRESP. From servers: the other way round; CONNACK only once.
+    [NOT_SENT, 0, NOT_SENT, 0, 0, 0, 2, 0, 2, NOT_SENT, 2, NOT_SENT, 0, NOT_SENT, 0, 0],
+    [NOT_SENT, NOT_SENT, NOT_SENT, 0, 0, 0, 2, 0, NOT_SENT, 0, NOT_SENT, 0, NOT_SENT, 0, 0, 0],
 ]
 
 
@@ -100,15 +108,17 @@ class RemoteFault(Exception):
 
 # -- the packets of a buffer -------------------------------------------------------------------------------------------
 
-cdef uint8_t fault_of_first_byte(MqttConnection* connection, uint8_t first_byte) noexcept nogil:
+cdef uint8_t fault_of_first_byte(uint8_t role, MqttConnection* connection, uint8_t first_byte) noexcept nogil:
     """Judged as soon as it is there: garbage need not be awaited to its end."""
     cdef uint8_t flags
-    if connection.version == 0:
-        return FAULT_NONE if first_byte == CONNECT << 4 else FAULT_FIRST_PACKET     # [MQTT-3.1.0-1]
+    if connection.version == 0:             # [MQTT-3.1.0-1], [MQTT-3.2.0-1]
+        return FAULT_NONE if first_byte == (CONNECT if role == ROLE_SERVER else CONNACK) << 4 else FAULT_FIRST_PACKET
     if first_byte >> 4 == PUBLISH:
         return FAULT_NONE
-    flags = FLAGS_OF_TYPE[first_byte >> 4]
-    if flags == NOT_SENT_BY_CLIENTS or (first_byte >> 4 == AUTH and connection.version != 5):
+    flags = FLAGS_OF_TYPE[role][first_byte >> 4]
+    if flags == NOT_SENT or (first_byte >> 4 == AUTH and connection.version != 5):
+        return FAULT_TYPE
+    if first_byte >> 4 == DISCONNECT and role == ROLE_CLIENT and connection.version != 5:
         return FAULT_TYPE
     return FAULT_NONE if first_byte & 15 == flags else FAULT_FLAGS
 
@@ -117,7 +127,7 @@ cdef int packet_begin(
     MqttGroup* group, MqttConnection* connection, const uint8_t* at, size_t left,
 ) noexcept nogil:
     """Read a fixed header into header_bytes and body_bytes. STOP_NONE when the packet is whole."""
-    cdef uint8_t wrong = fault_of_first_byte(connection, at[0])
+    cdef uint8_t wrong = fault_of_first_byte(group.role, connection, at[0])
     cdef uint64_t limit = group.packet_bytes_max
     cdef int width
     if wrong:
@@ -133,8 +143,31 @@ cdef int packet_begin(
     if at[0] >> 4 != PUBLISH and limit > CONTROL_BYTES_MAX:
         limit = CONTROL_BYTES_MAX
     if connection.need > limit:
+        if group.role == ROLE_CLIENT and at[0] >> 4 == PUBLISH:
+            return oversized(connection, left)
         return fault(connection, FAULT_TOO_LARGE)
     return STOP_NONE if connection.need <= left else STOP_END
+
+
+cdef int oversized(MqttConnection* connection, size_t left) noexcept nogil:
+    """A broker's publish larger than allowed: the driver gets its beginning, the rest is passed over.
+
+    MQTT 3.1.1 has no way to tell a broker of a limit, and one that never gets its PUBACK sends it again and again.
+    """
+    cdef uint64_t whole = connection.need
+    connection.need = min(whole, <uint64_t>OVERSIZED_BYTES)
+    if connection.need > left:
+        return STOP_END
+    connection.body_bytes = <uint32_t>(connection.need - connection.header_bytes)
+    connection.skip = whole - connection.need
+    return STOP_PACKET
+
+
+cdef inline void pass_over(MqttConnection* connection, size_t size, size_t* position) noexcept nogil:
+    """What is left of an oversized publish."""
+    cdef uint64_t count = min(connection.skip, <uint64_t>(size - position[0]))
+    position[0] += count
+    connection.skip -= count
 
 
 cdef inline int64_t clock_now(const MqttGroup* group, int clock) noexcept nogil:
@@ -160,6 +193,8 @@ cdef int packet_take(
             return fault(connection, FAULT_LENGTH)
         connection.pings += 1
         return STOP_NONE
+    if at[0] >> 4 == PINGRESP:
+        return fault(connection, FAULT_LENGTH) if connection.body_bytes else STOP_NONE
     if at[0] >> 4 == PUBREL and connection.session != NULL:
         return release(group, connection, at + connection.header_bytes, connection.body_bytes, time_ns)
     return STOP_PACKET
@@ -173,6 +208,8 @@ cdef int mqtt_parse(
     cdef int64_t time_ns = clock_now(group, CLOCK_REALTIME)
     cdef bint limited = connection.rate.interval_ns or group.rate.interval_ns
     cdef int64_t steady_ns = clock_now(group, CLOCK_MONOTONIC) if limited else 0
+    if connection.skip:
+        pass_over(connection, size, position)
     while stop == STOP_NONE:
         if position[0] == size:
             stop = STOP_END
@@ -260,24 +297,26 @@ cdef class Window:
 
 
 cdef class Group:
-    """What the connections of one listening socket share: ring, routes, receive buffer, counters.
+    """What the connections of one listening socket, or to one broker, share: ring, routes, receive buffer, counters.
 
     ring: this group's own; nothing else may produce into it from another thread. packet_bytes_max: of one packet,
     fixed header included. record_bytes_max: key, value and headers of one record. kept_bytes_max: of all packets that
-    have only partly arrived. clock_ns: a fixed time instead of the system's, for tests.
+    have only partly arrived. clock_ns: a fixed time instead of the system's, for tests. client: we
+    are the client at the other end, a broker; `take` then also returns, as (3, flags, body), publishes that are too large.
 
     `resolve` is called with the name of a stream that a route's template gave and that is not known yet; it returns the
     partition and must not fail. Without it such records go to overflow.
     """
 
     def __cinit__(self, Ring ring not None, RoutesType routes not None, *, uint64_t packet_bytes_max,
-                  uint64_t record_bytes_max, uint64_t kept_bytes_max, int64_t clock_ns=0):
+                  uint64_t record_bytes_max, uint64_t kept_bytes_max, int64_t clock_ns=0, bint client=False):
         self.ring = ring
         self.state.ring = ring.state
         self.state.packet_bytes_max = packet_bytes_max
         # A record that can never fit would wait for ever.
         self.state.record_bytes_max = min(record_bytes_max, <uint64_t>ring.largest_record)
         self.state.clock_ns = clock_ns
+        self.state.role = ROLE_CLIENT if client else ROLE_SERVER
         self.budget.kept_max = kept_bytes_max
         topics_init(&self.state.topics, secrets.randbits(64))
         self.state.sessions.ring = ring.state
@@ -433,6 +472,7 @@ cdef class Group:
         return {
             "records": self.state.records,
             "bytes": self.state.bytes,
+            "retained": self.state.retained,
             "unrouted": self.state.unrouted,
             "acknowledged": self.state.acknowledged,
             "refused_full_disk": self.state.refused,
@@ -661,6 +701,26 @@ cdef class Connection:
         self.blocked = self.limited = False
         kept_drop(&self.kept, &self.group.budget)
         return lost
+
+    def acknowledge(self, int packet_id) -> None:
+        """Send PUBACK for a publish that `take` returned, after those before it. MemoryError leaves it to be sent again."""
+        if self.closed:
+            return
+        if not acks_make_room(&self.state):
+            raise MemoryError("no memory for an acknowledgement")
+        acks_push(&self.group.state, &self.state, PUBACK, <uint16_t>packet_id, 0, 0, 0)
+        if self.data == NULL:
+            self.answer()
+
+    @property
+    def passed_over(self) -> int:
+        """Bytes of the publish just taken that lie behind its `body`, because it is larger than allowed."""
+        return self.state.skip
+
+    @property
+    def kept_data(self) -> bytes:
+        """What has arrived and was not parsed, because it is not whole or the ring is full."""
+        return (<const char*>self.kept.block)[self.kept.start:self.kept.start + self.kept.size] if self.kept.size else b""
 
     def trim(self) -> None:
         """Give back the acknowledgement buffer of a connection that has gone quiet."""
