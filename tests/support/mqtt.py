@@ -105,9 +105,7 @@ class Device(mqtt.Connection):
     def __new__(cls, listener: mqtt.Group, **_options: object) -> Device:
         return super().__new__(cls, listener)
 
-    def __init__(
-        self, listener: mqtt.Group, *, version: int = 0, inflight_max: int = 65_535, **options: Any
-    ) -> None:
+    def __init__(self, listener: mqtt.Group, *, version: int = 0, inflight_max: int = 65_535, **options: Any) -> None:
         self.received = b""
         self.packets: list[tuple[int, int, bytes]] = []
         self.fault: mqtt.RemoteFault | None = None

@@ -6,6 +6,7 @@ import pytest
 from gateway_native import mqtt
 
 from tests.support.mqtt import Device, make_listener, packet, puback, pubcomp, publish, pubrec, pubrel, session, text
+from tests.support.native import wait_until
 from tests.support.recording import Recording
 
 
@@ -412,3 +413,63 @@ def test_failed_stream(recording):
     recording.flush()
     assert listener.release() == [device]
     assert device.received == b""
+
+
+def refused(recording, listener):
+    """Wait until the writer has refused something, and have it answered."""
+    wait_until(lambda: listener.ring.refusals_pending, "a refusal")
+    return listener.release()
+
+
+def test_full_disk(recording):
+    """MQTT 5 hears of it in PUBREC, and may send the message again, with the same identifier; 3.1.1 is disconnected."""
+    recording.full_partition("full")
+    listener = make_listener(recording, [("plant/#", "full")])
+    kept = session()
+    new, old = device_of(listener, session=kept), device_of(listener, version=4)
+    new.send(twice(1, b"lost") + publish("plant/a", b"lost", qos=1, packet_id=2, version=5))
+    assert refused(recording, listener) == []
+    assert new.received == pubrec(1, 0x97) + puback(2, 0x97)
+    assert (len(kept), listener.counters["refused_full_disk"]) == (0, 2)
+    old.send(twice(1, version=4))
+    assert refused(recording, listener) == [old]
+    assert old.refused
+    recording.make_room("full")
+    new.received = b""
+    new.send(twice(1, b"kept"))
+    assert answers(recording, listener, new) == pubrec(1)
+    assert values(recording, "full") == [b"first", b"kept"]
+
+
+def test_full_disk_while_the_client_is_away(recording):
+    """What was refused was not received, though nobody was there to hear it: it must not become a duplicate."""
+    recording.full_partition("full")
+    listener = make_listener(recording, [("plant/#", "full")])
+    kept = session()
+    device = device_of(listener, session=kept)
+    device.send(b"".join(twice(packet_id) for packet_id in range(1, 40)))
+    device.close()
+    assert len(kept) == 39
+    refused(recording, listener)
+    assert len(kept) == 0
+    recording.make_room("full")
+    device = device_of(listener, session=kept)
+    device.send(twice(1, b"again", dup=True))
+    assert answers(recording, listener, device) == pubrec(1)
+    assert values(recording, "full") == [b"first", b"again"]
+
+
+def test_full_disk_for_releases(recording):
+    """PUBCOMP knows no reason that says so: the connection ends, and the client releases again on its next one."""
+    listener = make_listener(recording)
+    listener.sessions_partition = recording.full_partition("releases")
+    kept = session(durable=True)
+    device = device_of(listener, session=kept)
+    device.send(pubrel(1))
+    assert refused(recording, listener) == [device]
+    assert device.received == b""
+    device.close()
+    recording.make_room("releases")
+    device = device_of(listener, session=kept)
+    device.send(pubrel(1))
+    assert answers(recording, listener, device) == pubcomp(1, 0x92)
