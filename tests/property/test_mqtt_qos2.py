@@ -1,4 +1,4 @@
-"""QoS 2 against a model: whatever a client does, over whatever connections, nothing is recorded twice and none is lost."""
+"""QoS 2 against a model: whatever a client does on however many connections, nothing is recorded twice or lost."""
 
 from __future__ import annotations
 

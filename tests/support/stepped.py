@@ -1,4 +1,4 @@
-"""A writer that takes its steps when the test says so, on the test's own thread and clock: what happens when is certain."""
+"""A writer that takes its steps when a test says so, on the test's own thread and clock: what comes when is certain."""
 
 from __future__ import annotations
 

@@ -94,7 +94,7 @@ def test_alias_set_twice_by_a_full_ring(tmp_path):
     listener = make_listener(recording)
     device = Device(listener, version=5, topic_alias_max=1)
     device.send(
-        b"".join(aliased("plant/%d" % index, 1, b"z" * 2_000) + aliased("", 1, b"z" * 2_000) for index in range(5))
+        b"".join(aliased(f"plant/{index}", 1, b"z" * 2_000) + aliased("", 1, b"z" * 2_000) for index in range(5))
     )
     assert device.blocked
     recording.start()

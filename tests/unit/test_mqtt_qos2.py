@@ -33,7 +33,7 @@ def answers(recording, listener, device):
 
 @pytest.mark.parametrize("version", [4, 5])
 def test_duplicate_recorded(recording, version):
-    """Until it is released an identifier stands for one message, marked as a duplicate or not; afterwards for another."""
+    """Until it is released an identifier stands for one message, marked as a duplicate or not; then for another."""
     listener = make_listener(recording)
     device = device_of(listener, version=version)
     device.send(twice(7, b"1", version) + twice(7, b"1", version, dup=True) + twice(7, b"other", version))
@@ -284,7 +284,7 @@ def test_release_is_recorded_before_pubcomp(stopped_recording):
 
 
 def test_unknown_release_of_a_durable_session(recording):
-    """It may be one that was not durable before a restart, so it is recorded again, and answered when that is on disk."""
+    """It may be one that was not durable before a restart, so it is recorded, and answered when that is on disk."""
     listener = make_listener(recording)
     device, _ = durable_device(recording, listener)
     device.send(pubrel(9))
