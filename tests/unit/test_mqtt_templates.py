@@ -209,6 +209,9 @@ def test_topic_remembered_wrongly(recording):
     topics = [b"area-%d/%s" % (index % 60, b"x" * length) for index in range(60) for length in lengths]
     for _ in range(6):
         device.send(b"".join(publish(topic, topic) for topic in topics))
+        recording.flush()
+        group.reopen()
+        device.retry()
     expected = {f"s{index}": [] for index in range(5)}
     for topic in topics * 6:
         if (found := table.find(topic)) is not None:
