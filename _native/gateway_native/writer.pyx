@@ -74,6 +74,7 @@ from gateway_native.state cimport (
     gw_realtime_ns,
     gw_store_release,
     gw_store_seq,
+    is_crowded,
     monotonic_ns,
 )
 from gateway_native.storage cimport OPEN_EXISTING, OPEN_NEW, storage_table
@@ -91,6 +92,9 @@ cdef extern from "<time.h>" nogil:
     struct timespec:
         long tv_sec
         long tv_nsec
+
+cdef extern from "atomics.h" nogil:
+    void gw_prefetch(const void*)
 
 cdef extern from "<poll.h>" nogil:
     struct pollfd:
@@ -121,6 +125,7 @@ cdef enum:
     LAG_MS_MAX = 300000
     # The wall clock jumping ahead by more than this begins a new segment.
     FORWARD_MS = 3600000
+    AHEAD_RECORDS = 16              # so far ahead the processor is asked for what they touch
     CLOCK_TEXT_BYTES = 80
     CLOCK_RECORD_BYTES = 160        # bound of a whole clock record in a batch
 
@@ -158,7 +163,7 @@ cdef int open_batch(WriterState* w, Partition* p, RingSlot* slot) noexcept nogil
         most += CLOCK_RECORD_BYTES
     if p.open is not NULL:
         if not (slot.flags & SLOT_KEYFRAME and p.open.builder.count > 0):
-            if p.open.builder.length + most <= p.open.capacity:
+            if p.open.builder.length + most <= p.open.builder.capacity:
                 return 1
             while grow_buffer(w, p.open):
                 if p.open.builder.length + most <= p.open.capacity:
@@ -240,8 +245,8 @@ cdef bint take_record(WriterState* w, uint64_t ring_index, RingSlot* slot) noexc
         if begin_after_step(w, p, timestamp) < 0:
             bump(&p.lost, 1)
             return True
-    ready = open_batch(w, p, slot) if not p.refusing else 0
-    if p.refusing and not gw_planted("taken while refusing"):
+    ready = open_batch(w, p, slot) if not (p.troubled and p.refusing) else 0
+    if p.troubled and p.refusing and not gw_planted("taken while refusing"):
         # Room was to be made for it, and that met the full disk.
         return take_troubled(w, p, ring_index, slot) > 0
     if ready < 0:
@@ -260,8 +265,8 @@ cdef bint take_record(WriterState* w, uint64_t ring_index, RingSlot* slot) noexc
     p.last_timestamp = timestamp
     p.next_offset += 1
     p.drained[ring_index] = slot.sequence
-    p.open.counts[ring_index] += 1
-    p.open.content_bytes[ring_index] += <uint64_t>slot.key_bytes + slot.value_bytes + slot.headers_bytes
+    p.open.shares[ring_index].count += 1
+    p.open.shares[ring_index].bytes += <uint64_t>slot.key_bytes + slot.value_bytes + slot.headers_bytes
     w.dirty_bytes += slot.size
     if not p.dirty:
         mark_dirty(w, p)
@@ -274,16 +279,67 @@ cdef bint take_record(WriterState* w, uint64_t ring_index, RingSlot* slot) noexc
     return True
 
 
+cdef struct Ahead:                  # a cursor that runs ahead of the one that takes records
+    uint64_t position
+    uint64_t records                # so many ahead
+
+
+cdef inline RingSlot* look_ahead(RingState* ring, Ahead* ahead, uint64_t position, uint64_t records) noexcept nogil:
+    """The next slot to look at, as long as fewer than `records` lie between; NULL: none now."""
+    cdef RingSlot* slot
+    if ahead.position <= position:
+        ahead.position = position
+        ahead.records = 0
+    if ahead.records == records:
+        return NULL
+    slot = ring_peek(ring, &ahead.position)
+    if slot is not NULL:
+        ahead.position += slot.size
+        ahead.records += 1
+    return slot
+
+
+cdef inline void fetch_ahead(WriterState* w, uint64_t index, Ahead* partitions, Ahead* batches) noexcept nogil:
+    """Where many partitions take turns, nothing of what the next records touch is in the processor's caches: ask in time.
+
+    First for a partition's own lines; when these have come, for those of its open batch, to which it points.
+    """
+    cdef RingState* ring = w.rings[index]
+    cdef uint64_t position = w.positions[index]
+    cdef RingSlot* slot = look_ahead(ring, partitions, position, AHEAD_RECORDS)
+    cdef Partition* p
+    while slot is not NULL:
+        p = w.partitions[slot.partition]
+        gw_prefetch(p)
+        gw_prefetch(&p.drained[index])
+        slot = look_ahead(ring, partitions, position, AHEAD_RECORDS)
+    slot = look_ahead(ring, batches, position, AHEAD_RECORDS // 2)
+    while slot is not NULL:
+        p = w.partitions[slot.partition]
+        if p.open is not NULL:
+            gw_prefetch(&p.open.builder)
+            gw_prefetch(&p.open.shares[index])
+            gw_prefetch(p.open.builder.data + p.open.builder.length)
+        slot = look_ahead(ring, batches, position, AHEAD_RECORDS // 2)
+    partitions.records -= 1             # the record that is taken next
+    batches.records -= 1
+
+
 cdef bint drain_ring(WriterState* w, uint64_t index) noexcept nogil:
     """Take up to DRAIN_BYTES from one ring. True if anything moved."""
     cdef RingState* ring = w.rings[index]
     cdef uint64_t start = w.positions[index]
     cdef uint64_t end = start + DRAIN_BYTES
+    cdef bint crowded = is_crowded(w)
+    cdef Ahead partitions, batches
     cdef RingSlot* slot
+    partitions.position = batches.position = partitions.records = batches.records = 0
     while w.positions[index] < end:
         slot = ring_peek(ring, &w.positions[index])
         if slot is NULL:
             break
+        if crowded:
+            fetch_ahead(w, index, &partitions, &batches)
         if not take_record(w, index, slot):
             w.blocked_rings |= <uint32_t>1 << index
             break
@@ -365,6 +421,8 @@ cdef void start_commit(WriterState* w, uint64_t now) noexcept nogil:
     w.dirty = NULL
     w.commit_list = NULL
     w.commits_begun += 1
+    w.dirty_count_last = w.dirty_count
+    w.dirty_count = 0
     while p is not NULL:
         following = p.next_dirty
         if prepare_commit(w, p):
@@ -608,7 +666,8 @@ cdef int open_existing(Writer writer, Partition* p) except -1:
     active.first_timestamp = p.durable.first_timestamp
     active.max_timestamp = p.durable.max_timestamp
     active.offset_of_max = p.durable.offset_of_max
-    active.last_time_entry = p.durable.last_time_entry
+    active.last_time_entry = active.flushed_time_entry = p.durable.last_time_entry
+    active.flushed_position = p.durable.position
     if not p.durable.flags & MARK_INDEXES_WHOLE:
         active.index_error = EIO    # what is missing is made again after the segment is sealed
     return 0
