@@ -38,9 +38,11 @@ from gateway_adapters.mqtt.subscriptions import (
     wanted_filters,
 )
 
-# QoS 1 messages that an MQTT 5 broker may send before the first is acknowledged. MQTT 3.1.1 has no such limit.
+# QoS 1 messages that an MQTT 5 broker is asked to have unacknowledged at most. MQTT 3.1.1 has no such limit.
 INFLIGHT_MAX = 1_024
-PACKET_IDS = 65_535
+# What is put up with. Mosquitto (2.0.11) exceeds the limit when it resumes a session, and would do so for ever if that
+# were taken for a fault; there are no more packet identifiers.
+INFLIGHT_TOLERATED = 65_535
 # A packet that has only partly arrived, or what had arrived when the ring turned out full.
 KEPT_BYTES_MAX = 2**20
 # From the TCP connection to CONNACK.
@@ -212,7 +214,7 @@ class NativeSubscriber:
             BrokerLink,
             self,
             self._version,
-            INFLIGHT_MAX if self._version == MQTT_5 else PACKET_IDS,
+            INFLIGHT_TOLERATED,
             self.config.keepalive_ns // NS_PER_S,
         )
         loop = asyncio.get_running_loop()
