@@ -67,9 +67,7 @@ def test_route_to_a_partition_that_does_not_exist(recording):
     """A table that would write beyond the ring's tables is refused."""
     ring = recording.ring("test")
     with pytest.raises(IndexError, match="partition 99"):
-        mqtt.Group(
-            ring, mqtt.Routes([(b"#", 99)]), packet_bytes_max=1000, record_bytes_max=1000, kept_bytes_max=1000
-        )
+        mqtt.Group(ring, mqtt.Routes([(b"#", 99)]), packet_bytes_max=1000, record_bytes_max=1000, kept_bytes_max=1000)
 
 
 @pytest.mark.parametrize("text", [b"", b"a", b"plain ascii of some length", "grüße €uro 🌡".encode(), b"\xef\xbf\xbf"])
