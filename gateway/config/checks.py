@@ -119,6 +119,9 @@ def _routes(config: Config) -> Iterator[Problem]:
                     f"{{{route.levels_used}}} is never there: topics that match {route.filter!r} have {levels} levels"
                 )
                 yield (*path, "routes", index), text
+            if isinstance(source, SubscriberConfig) and source.engine == "aiomqtt" and route.overload != "wait":
+                text = 'takes effect with engine = "native" only; use that, or leave the key out'
+                yield (*path, "routes", index, "overload"), text
             if isinstance(source, ListenerConfig) and route.filter.startswith("$share/"):
                 yield here, "a shared subscription exists only at a broker; a listener's route takes a plain filter"
 
