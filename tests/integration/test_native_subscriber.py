@@ -56,7 +56,7 @@ async def read_lines(process: asyncio.subprocess.Process, lines: list[bytes]) ->
     """What it prints, until it ends."""
     assert process.stdout is not None
     async for line in process.stdout:
-        lines.append(line.rstrip())
+        lines.append(line.rstrip())  # noqa: PERF401  # each is wanted when it comes
     await process.wait()
 
 
