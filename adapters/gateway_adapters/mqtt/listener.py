@@ -21,10 +21,12 @@ from gateway.clock import NS_PER_S
 from gateway.config import ListenerConfig
 from gateway.errors import SourceError
 from gateway.ingest.source import SourceContext
-from gateway_adapters.mqtt.connection import DeviceConnection, shown
+from gateway_adapters.mqtt.connection import SocketLink
+from gateway_adapters.mqtt.device import Device
 from gateway_adapters.mqtt.headers import message_headers
 from gateway_adapters.mqtt.protocol import Will
 from gateway_adapters.mqtt.routes import compile_routes
+from gateway_adapters.mqtt.shown import shown
 
 # Packets that have only partly arrived, all connections together.
 KEPT_BYTES_MAX = 64 * 2**20
@@ -63,10 +65,10 @@ class MqttListener:
         )
         self._server: asyncio.Server | None = None
         self._ticking: asyncio.Task[None] | None = None
-        self._connections: set[DeviceConnection] = set()
+        self._connections: set[SocketLink] = set()
         self._emptied = asyncio.Event()
-        self._clients: dict[str, DeviceConnection] = {}
-        self._waiting: deque[DeviceConnection] = deque()  # for room in the ring, first come first served
+        self._clients: dict[str, Device] = {}
+        self._waiting: deque[SocketLink] = deque()  # for room in the ring, first come first served
         self._gaps = context.engine.gaps
         self._streams = {context.engine.partition(route.stream): route.stream for route in config.routes}
         self._wills: deque[tuple[int, bytes, bytes, bytes]] = deque()  # partition, key, value, headers
@@ -84,7 +86,7 @@ class MqttListener:
         loop = asyncio.get_running_loop()
         try:
             self._server = await loop.create_server(
-                lambda: DeviceConnection(self), self.config.host, self.config.port, backlog=BACKLOG
+                lambda: SocketLink(self), self.config.host, self.config.port, backlog=BACKLOG
             )
         except OSError as error:
             raise SourceError(
@@ -126,7 +128,7 @@ class MqttListener:
         """Send the acknowledgements that have become due, say goodbye, and let both leave."""
         self._ring_event()
         for connection in tuple(self._connections):
-            connection.shut_down()
+            connection.device.shut_down()
         if self._connections:
             self._emptied.clear()
             with contextlib.suppress(TimeoutError):  # what is left then is cut off by `stop`
@@ -142,7 +144,7 @@ class MqttListener:
             self._ticking.cancel()
             self._ticking = None
         for connection in tuple(self._connections):
-            connection.shut_down()
+            connection.device.shut_down()
             connection.abort()
         await asyncio.sleep(0)  # the transports tell their connections
         self._waiting.clear()
@@ -168,7 +170,7 @@ class MqttListener:
         """Log an event. Its fields hold no payload and no secret; the log itself limits repeats and counts them."""
         self._logger.log(level, event, extra={"fields": {"source": self.name, **fields}})
 
-    def admit(self, connection: DeviceConnection) -> bool:
+    def admit(self, connection: SocketLink) -> bool:
         """May this socket stay until its CONNECT has been read?"""
         if self.paused or len(self._connections) >= self.config.connections_max + REFUSALS_MAX:
             self.count("refused")
@@ -182,27 +184,27 @@ class MqttListener:
         """Are connections_max clients connected, none of which this one would replace?"""
         return client_id not in self._clients and len(self._clients) >= self.config.connections_max
 
-    def register(self, connection: DeviceConnection) -> None:
+    def register(self, device: Device) -> None:
         """A CONNECT was accepted. An older connection with this client id ends (section 3.1.4)."""
-        older = self._clients.get(connection.client_id)
+        older = self._clients.get(device.client_id)
         if older is not None:
             self.count("taken_over")
-            older.yield_to(connection)
-        self._clients[connection.client_id] = connection
+            older.yield_to(device)
+        self._clients[device.client_id] = device
         self.count("accepted")
 
-    def leave(self, connection: DeviceConnection) -> None:
-        """This connection is no client any more, though its socket may still be there."""
-        if self._clients.get(connection.client_id) is connection:
-            del self._clients[connection.client_id]
+    def leave(self, device: Device) -> None:
+        """This device is no client any more, though its socket may still be there."""
+        if self._clients.get(device.client_id) is device:
+            del self._clients[device.client_id]
 
-    def remove(self, connection: DeviceConnection) -> None:
+    def remove(self, connection: SocketLink) -> None:
         """Its socket is gone."""
         self._connections.discard(connection)
         if not self._connections:
             self._emptied.set()
 
-    def wait_for_room(self, connection: DeviceConnection) -> None:
+    def wait_for_room(self, connection: SocketLink) -> None:
         """It found the ring full; it is called again in its turn."""
         self._waiting.append(connection)
 
@@ -236,7 +238,7 @@ class MqttListener:
     def _ring_event(self) -> None:
         """Acknowledgements may leave, a stream failed, or there is room again."""
         self._ring.clear_event()
-        for connection in cast("list[DeviceConnection]", self.native.release()):
+        for connection in cast("list[SocketLink]", self.native.release()):
             connection.fail()
         if self.native.crowded and self.native.has_room():
             self._reopen()
