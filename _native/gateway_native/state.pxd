@@ -13,7 +13,7 @@ from gateway_native.storage cimport StorageOps
 from gateway_native.watermark cimport WatermarkFields
 
 cdef enum:
-    RINGS_MAX = 17                  # producing threads, the gateway's own among them
+    RINGS_MAX = 32                  # producing threads, the gateway's own among them
     BATCH_BYTES = 262144            # a batch closes here; a larger record has one of its own
     BATCH_BYTES_LEAST = 16384       # the smallest buffer; each size is twice the one before, up to BATCH_BYTES
     BATCH_SIZES = 5

@@ -33,6 +33,7 @@ class SocketLink(mqtt.Connection, asyncio.BufferedProtocol):
         self._stalled_at: int | None = None  # tick
         self._ended_at: int | None = None  # tick
         self.peer = "?"
+        self.host = ""
         self.patience = listener.connect_timeout_s
         self.device = Device(listener, self)
 
@@ -44,6 +45,7 @@ class SocketLink(mqtt.Connection, asyncio.BufferedProtocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.Transport", transport)  # uvloop's own does not inherit from asyncio's
         self.peer = address_of(transport.get_extra_info("peername"))
+        self.host = host_of(transport.get_extra_info("peername"))
         if self._listener.admit(self):
             self.write = self._transport.write
         else:
@@ -103,6 +105,10 @@ class SocketLink(mqtt.Connection, asyncio.BufferedProtocol):
     # -- what the device decides
 
     @property
+    def ssl_object(self) -> object | None:
+        return None if self._transport is None else self._transport.get_extra_info("ssl_object")
+
+    @property
     def tick(self) -> int:
         return self.group.tick
 
@@ -110,9 +116,11 @@ class SocketLink(mqtt.Connection, asyncio.BufferedProtocol):
         if data and self.write is not None:
             self.write(data)
 
-    def accept(self, *, version: int, inflight_max: int, patience_s: int) -> None:
+    def accept(
+        self, *, version: int, inflight_max: int, patience_s: int, session: mqtt.Session, topic_alias_max: int
+    ) -> None:
         self.patience = patience_s
-        self.open(version=version, inflight_max=inflight_max)
+        self.open(version=version, inflight_max=inflight_max, session=session, topic_alias_max=topic_alias_max)
 
     def resume(self) -> None:
         if self._parked:
@@ -157,6 +165,8 @@ class SocketLink(mqtt.Connection, asyncio.BufferedProtocol):
                 self.abort()
         elif self.overdue:
             self.device.overdue()
+        elif self.partial_ticks > self._listener.packet_timeout_s:
+            self.device.dawdled()
         elif self._stalled_at is not None and tick - self._stalled_at > STALLED_S:
             self.device.stalled()
             self.abort()
@@ -170,9 +180,14 @@ class SocketLink(mqtt.Connection, asyncio.BufferedProtocol):
         self._listener.remove(self)
 
 
+def host_of(peername: Any) -> str:
+    """The address alone; empty for a Unix socket."""
+    return str(peername[0]) if isinstance(peername, tuple) and peername else ""
+
+
 def address_of(peername: Any) -> str:
     """host:port, with brackets around IPv6."""
     if not isinstance(peername, tuple) or len(peername) < 2:
-        return str(peername)
+        return "a Unix socket"
     host, port = peername[:2]
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
