@@ -1,1 +1,1 @@
-"""Ours before anybody else's: some distributions (gmqtt 0.8) install a package of this name."""
+"""A package, so that `tests` means this directory whatever other distributions install under that name (gmqtt does)."""

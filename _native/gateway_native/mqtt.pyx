@@ -744,7 +744,7 @@ cdef class Connection:
     @property
     def partial_ticks(self) -> int:
         """For how many ticks a packet has been arriving that is not whole yet; 0 when there is none."""
-        return self.group.tick - self.partial_since if self.kept.size and not self.blocked else 0
+        return self.group.tick - self.partial_since if self.kept.size and not self.blocked and not self.limited else 0
 
     @property
     def overdue(self) -> bool:
