@@ -16,7 +16,7 @@ from gateway.config import Config, Retention, StreamConfig
 from gateway.errors import ConfigError, GatewayError, SourceError
 from gateway.ingest import limits
 from gateway.ingest.engine import Engine
-from gateway.ingest.source import Source, SourceContext, load_factory
+from gateway.ingest.source import Refreshing, Source, SourceContext, load_factory
 from gateway.ingest.troubles import DISK
 from gateway.log.layout import partition_path, prepare
 from gateway.log.lock import DataLock
@@ -88,6 +88,7 @@ class App:
         await self._stop_sources(changed)
         self.config = config
         self.engine.config = config
+        self._refresh_sources()
         for name, (kind, model) in wanted.items():
             if name in self._models:
                 continue
@@ -127,6 +128,19 @@ class App:
         except BaseException:
             await self._stop_sources([name])
             raise
+
+    def _refresh_sources(self) -> None:
+        """Files that unchanged sources read by themselves, such as certificates, may have changed."""
+        for name, source in self.sources.items():
+            if not isinstance(source, Refreshing):
+                continue
+            try:
+                source.refresh()
+            except ConfigError as error:
+                logger.error(
+                    "files not read again; the source goes on as before",
+                    extra={"fields": {"source": name, "error": str(error)}},
+                )
 
     async def _stop_sources(self, names: list[str]) -> None:
         """Stop these; one that fails to stop is logged and does not keep the others."""

@@ -1,1 +1,1 @@
-"""Tests; a package, so that no other one of this name is found before it."""
+"""A package, so that `tests` means this directory whatever other distributions install under that name (gmqtt does)."""

@@ -201,6 +201,7 @@ cdef class Connection:
     cdef readonly RoutesType allow
     cdef readonly uint64_t seen     # tick at which something was last received
     cdef public uint64_t patience   # ticks without any byte until `overdue`; 0: for ever
+    cdef uint64_t partial_since     # tick at which the packet that is not whole yet began
     cdef MqttKept kept
     # What is being parsed; NULL between two buffers.
     cdef const uint8_t* data

@@ -607,7 +607,7 @@ cdef class Connection:
         if self.closed or not (self.blocked or self.limited):
             return
         self.blocked = self.limited = False
-        self.seen = self.group.tick
+        self.seen = self.partial_since = self.group.tick
         self.data = self.kept.block + self.kept.start
         self.size = self.kept.size
         self.position = 0
@@ -651,6 +651,8 @@ cdef class Connection:
 
     cdef void keep(self) noexcept:
         """Keep what was not parsed, in as little memory as will do. `data` is NULL then, or `stop` is STOP_FAULT."""
+        if self.position or not self.kept.size:
+            self.partial_since = self.group.tick
         cdef uint64_t need = self.state.need if self.state.stop == STOP_END else 0
         if kept_put(&self.kept, &self.group.budget, self.data, self.size, self.position, need):
             self.data = NULL
@@ -738,6 +740,11 @@ cdef class Connection:
     def unacknowledged(self) -> int:
         """Publishes taken whose acknowledgement has not left."""
         return self.state.acks_count
+
+    @property
+    def partial_ticks(self) -> int:
+        """For how many ticks a packet has been arriving that is not whole yet; 0 when there is none."""
+        return self.group.tick - self.partial_since if self.kept.size and not self.blocked and not self.limited else 0
 
     @property
     def overdue(self) -> bool:

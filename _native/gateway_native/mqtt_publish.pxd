@@ -15,7 +15,7 @@ from gateway_native.mqtt_headers cimport (
     AS_IT_IS, DECIMAL_BYTES_MAX, PROPERTIES_ALIAS, PROPERTIES_LENGTH, PROPERTIES_OK, PROPERTIES_SUBSCRIPTION,
     PROPERTIES_TEXT, PROPERTIES_TRUNCATED, PROPERTIES_TWICE, PROPERTIES_VALUE, PUBLISH_DUP, PUBLISH_QOS, PUBLISH_RETAIN,
     HeaderSink, be16, put_decimal, sink_flags, sink_header, sink_number, sink_properties, text_field, variable_integer)
-from gateway_native.mqtt_routes cimport MqttRoute, MqttRoutes, key_bytes, key_put, route_find, stream_name
+from gateway_native.mqtt_routes cimport MqttRoute, MqttRoutes, key_bytes, key_put, route_find, rule_allows, stream_name
 from gateway_native.mqtt_session cimport (
     MqttDelivery, MqttSession, session_find, session_make_room, session_put, session_take)
 from gateway_native.mqtt_text cimport TEXT_NUL, TEXT_OK, TEXT_WILDCARD, text_check
@@ -370,7 +370,7 @@ cdef inline int publish(
             return fault(connection, wrong)
         if p.qos == 2 and publish_again(group, connection, &p):
             return STOP_NONE
-    if connection.allow != NULL and route_find(connection.allow, p.topic, p.topic_bytes) == NULL:
+    if connection.allow != NULL and not rule_allows(connection.allow, p.topic, p.topic_bytes):
         group.forbidden += 1
         remember(&group.forbidden_topic, p.topic, p.topic_bytes)
         return publish_answer(group, connection, &p, REASON_FORBIDDEN, FAULT_FORBIDDEN)

@@ -44,8 +44,9 @@ when_full = "delete-oldest"     # "refuse": this stream keeps what it has, and r
 # --- sensors ----------------------------------------------------------------------------------------------------
 
 [mqtt.listeners.devices]        # devices connect straight to the gateway, as if it were a broker
-bind = "127.0.0.1:1883"         # "0.0.0.0:1883" for everybody on the network: there are no passwords in this version
+bind = "127.0.0.1:1883"         # "0.0.0.0:1883" for the whole network: then with users, or allow_anonymous = true
 routes = [{{ filter = "#", stream = "telemetry" }}]
+#   passwords: users_file (of mosquitto_passwd) and access_file; TLS: tls_cert, tls_key; see docs/reference.md
 # subscribe = "accept"          # for firmware that insists on subscribing; nothing is delivered
 
 # [mqtt.subscribers.broker]     # or the gateway subscribes at a broker that is there already

@@ -23,6 +23,7 @@ from gateway.config.files import Sources, read_dict, read_file
 from gateway.config.model import (
     OVERFLOW_STREAM,
     RECORD_BYTES_MAX,
+    SESSIONS_STREAM,
     CameraConfig,
     Config,
     DiskConfig,
@@ -42,6 +43,7 @@ from gateway.errors import ConfigError
 __all__ = [
     "OVERFLOW_STREAM",
     "RECORD_BYTES_MAX",
+    "SESSIONS_STREAM",
     "CameraConfig",
     "Config",
     "DiskConfig",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import ipaddress
 import stat
 from collections import Counter
 from collections.abc import Iterator
@@ -22,6 +21,7 @@ def overlaps(config: Config) -> list[Problem]:
         *_camera_streams(config),
         *_routes(config),
         *_credentials(config),
+        *_listener_security(config),
         *_limits(config),
     ]
 
@@ -58,13 +58,19 @@ def _binds(config: Config) -> Iterator[Problem]:
     seen: list[tuple[str, str, int]] = []
     for name, listener in config.mqtt.listeners.items():
         for other, host, port in seen:
+            if listener.unix_path is not None and host == str(listener.unix_path):
+                yield (
+                    ("mqtt", "listeners", name, "bind"),
+                    f"the socket is mqtt.listeners.{other}'s; choose another path",
+                )
+                break
             if listener.port and listener.port == port and _same_address(listener.host, host):
                 yield (
                     ("mqtt", "listeners", name, "bind"),
                     f"port {port} is taken by mqtt.listeners.{other}; choose another",
                 )
                 break
-        seen.append((name, listener.host, listener.port))
+        seen.append((name, str(listener.unix_path or listener.host), listener.port))
 
 
 def _same_address(one: str, other: str) -> bool:
@@ -119,6 +125,9 @@ def _routes(config: Config) -> Iterator[Problem]:
                     f"{{{route.levels_used}}} is never there: topics that match {route.filter!r} have {levels} levels"
                 )
                 yield (*path, "routes", index), text
+            if isinstance(source, SubscriberConfig) and source.engine == "aiomqtt" and route.overload != "wait":
+                text = 'takes effect with engine = "native" only; use that, or leave the key out'
+                yield (*path, "routes", index, "overload"), text
             if isinstance(source, ListenerConfig) and route.filter.startswith("$share/"):
                 yield here, "a shared subscription exists only at a broker; a listener's route takes a plain filter"
 
@@ -151,6 +160,56 @@ def _tls(path: tuple[str, ...], source: SubscriberConfig) -> Iterator[Problem]:
     if ("tls_cert" in files) != ("tls_key" in files):
         missing = "tls_key" if "tls_cert" in files else "tls_cert"
         yield path, f"'{missing}' is missing; a client certificate needs both tls_cert and tls_key"
+
+
+_LISTENER_FILES = ("tls_cert", "tls_key", "tls_client_ca", "tls_client_crl", "users_file", "access_file")
+
+
+def _listener_security(config: Config) -> Iterator[Problem]:
+    for name, listener in config.mqtt.listeners.items():
+        path = ("mqtt", "listeners", name)
+        for key in _LISTENER_FILES:
+            file = getattr(listener, key)
+            if file is not None and not file.is_file():
+                yield (*path, key), f"there is no file {str(file)!r}"
+        yield from _listener_tls(path, listener)
+        yield from _anonymous(path, listener)
+        if listener.websocket_origins is not None and listener.transport != "websocket":
+            yield (*path, "websocket_origins"), 'has an effect only with transport = "websocket"'
+
+
+def _listener_tls(path: tuple[str, ...], listener: ListenerConfig) -> Iterator[Problem]:
+    if not listener.tls:
+        for key in ("tls_key", "tls_client_ca", "tls_client_crl"):
+            if getattr(listener, key) is not None:
+                yield (*path, key), "has no effect without 'tls_cert'; set it, or leave this out"
+        if listener.client_certificates != "none":
+            yield (
+                (*path, "client_certificates"),
+                "clients show certificates only over TLS; set 'tls_cert' and 'tls_key'",
+            )
+    elif listener.unix_path is not None:
+        yield (*path, "tls_cert"), "has no effect on a Unix socket; its file's permissions say who may connect"
+    if listener.client_certificates != "none" and listener.tls_client_ca is None:
+        yield path, "'tls_client_ca' is missing: which authority's client certificates are good"
+    if listener.client_certificates == "none":
+        if listener.tls and (listener.tls_client_ca or listener.tls_client_crl):
+            key = "tls_client_ca" if listener.tls_client_ca else "tls_client_crl"
+            yield (*path, key), 'has no effect; set client_certificates = "require" or "optional"'
+        if listener.use_identity_as_username:
+            yield (*path, "use_identity_as_username"), 'needs client_certificates = "require" or "optional"'
+
+
+def _anonymous(path: tuple[str, ...], listener: ListenerConfig) -> Iterator[Problem]:
+    """Open to the network by accident is what this refuses."""
+    if not (listener.is_local or listener.knows_clients or listener.allow_anonymous_set):
+        text = (
+            "is reachable from other machines, and nobody would have to prove who they are; set 'users_file', or "
+            "'client_certificates = \"require\"' with TLS, or, if everybody may publish, 'allow_anonymous = true'"
+        )
+        yield (*path, "bind"), text
+    if listener.allow_anonymous_set is False and not listener.knows_clients and listener.client_certificates == "none":
+        yield (*path, "allow_anonymous"), "is false, but there are neither users nor certificates: nobody could connect"
 
 
 def _limits(config: Config) -> Iterator[Problem]:
@@ -188,9 +247,7 @@ def _stream_warnings(config: Config) -> Iterator[Problem]:
 
 def _source_warnings(config: Config) -> Iterator[Problem]:
     for name, listener in config.mqtt.listeners.items():
-        if not _is_loopback(listener.host):
-            text = "is reachable from other machines, and listeners have neither passwords nor TLS in this version"
-            yield ("mqtt", "listeners", name, "bind"), text
+        yield from _listener_warnings(("mqtt", "listeners", name), listener)
     urls = Counter(camera.url for camera in config.cameras.values())
     for name, camera in config.cameras.items():
         if urls[camera.url] > 1:
@@ -200,13 +257,15 @@ def _source_warnings(config: Config) -> Iterator[Problem]:
             yield (*path, "password_file"), f"{source.password_file} may be read by every user; 'chmod 600' it"
 
 
-def _is_loopback(host: str) -> bool:
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
+def _listener_warnings(path: tuple[str, ...], listener: ListenerConfig) -> Iterator[Problem]:
+    if not listener.is_local and listener.allow_anonymous:
+        yield (*path, "allow_anonymous"), "everybody who reaches this address may publish"
+    if not listener.is_local and listener.users_file is not None and not listener.tls:
+        yield (*path, "bind"), "passwords go over the network in plain text; set 'tls_cert' and 'tls_key'"
+    for key in ("users_file", "tls_key"):
+        file = getattr(listener, key)
+        if file is not None and _others_may_read(file):
+            yield (*path, key), f"{file} may be read by every user; 'chmod 600' it"
 
 
 def _others_may_read(file: Path) -> bool:

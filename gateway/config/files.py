@@ -21,7 +21,9 @@ FILES_MAX = 1_000
 
 _VARIABLE = re.compile(r"\$\{([^}]*)\}")
 _VARIABLE_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
-_PATH_KEYS = {"password_file", "tls_ca", "tls_cert", "tls_key"}
+_PATH_KEYS = {
+    "password_file", "tls_ca", "tls_cert", "tls_key", "tls_client_ca", "tls_client_crl", "users_file", "access_file",
+}  # fmt: skip
 
 
 @dataclass
@@ -172,7 +174,7 @@ def _anchor_paths(table: dict[str, Any], directory: Path) -> None:
 
     if isinstance(table.get("data"), str):
         table["data"] = anchored(table["data"])
-    for section in _credential_sections(table):
+    for section in [*_credential_sections(table), *_sections(table, ("mqtt", "listeners"))]:
         for key in _PATH_KEYS & section[1].keys():
             if isinstance(section[1][key], str):
                 section[1][key] = anchored(section[1][key])
@@ -180,18 +182,17 @@ def _anchor_paths(table: dict[str, Any], directory: Path) -> None:
 
 def _credential_sections(document: Mapping[str, Any]) -> list[tuple[KeyPath, dict[str, Any]]]:
     """The tables that may hold credentials: subscribers and cameras."""
-    mqtt = document.get("mqtt")
-    groups = [
-        (("mqtt", "subscribers"), mqtt.get("subscribers") if isinstance(mqtt, dict) else None),
-        (("cameras",), document.get("cameras")),
-    ]
-    return [
-        ((*path, name), section)
-        for path, group in groups
-        if isinstance(group, dict)
-        for name, section in group.items()
-        if isinstance(section, dict)
-    ]
+    return [*_sections(document, ("mqtt", "subscribers")), *_sections(document, ("cameras",))]
+
+
+def _sections(document: Mapping[str, Any], path: tuple[str, ...]) -> list[tuple[KeyPath, dict[str, Any]]]:
+    """The tables by name in the one at ``path``, as far as they are tables."""
+    group: Any = document
+    for part in path:
+        group = group.get(part) if isinstance(group, dict) else None
+    if not isinstance(group, dict):
+        return []
+    return [((*path, name), section) for name, section in group.items() if isinstance(section, dict)]
 
 
 def _resolve(sources: Sources, *, secrets: bool = True) -> None:

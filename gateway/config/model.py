@@ -6,6 +6,7 @@ Units are in the names: where the file says ``linger = "5ms"`` the model has ``l
 from __future__ import annotations
 
 import difflib
+import ipaddress
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -28,6 +29,11 @@ SEGMENT_AGE_NS_MAX = 7 * DAY_NS
 
 # Where records go whose stream, named by a template, cannot be opened.
 OVERFLOW_STREAM = "overflow"
+# sun_path in <sys/un.h> has 108 bytes, one of them for the NUL.
+UNIX_PATH_BYTES_MAX = 107
+
+# What MQTT listeners have to remember across a restart. Internal: nobody routes records into it.
+SESSIONS_STREAM = "__mqtt_sessions"
 
 _NAME = re.compile(r"[A-Za-z0-9._-]{1,249}")
 
@@ -93,8 +99,36 @@ def split_bind(bind: str) -> tuple[str, int]:
 
 
 def _check_bind(bind: str) -> str:
-    split_bind(bind)
+    path = unix_path(bind)
+    if path is None:
+        split_bind(bind)
+    elif not path.is_absolute() or len(str(path).encode()) > UNIX_PATH_BYTES_MAX:
+        raise ValueError(
+            f"{bind!r}: a Unix socket has an absolute path of at most {UNIX_PATH_BYTES_MAX} bytes, as in "
+            "'unix:/run/gateway/mqtt.sock'"
+        )
     return bind
+
+
+def unix_path(bind: str) -> Path | None:
+    """Where a Unix socket is, of a bind such as ``"unix:/run/gateway/mqtt.sock"``; else None."""
+    return Path(bind.removeprefix("unix:")) if bind.startswith("unix:") else None
+
+
+def is_loopback(host: str) -> bool:
+    """Does this address reach nobody outside of this machine?"""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _check_mode(mode: str) -> str:
+    if not re.fullmatch("0?[0-7]{3}", mode):
+        raise ValueError("is the socket file's permissions in octal, as in '0660'")
+    return mode
 
 
 def _check_url(url: str, schemes: tuple[str, ...], example: str, *, path_allowed: bool) -> str:
@@ -297,14 +331,70 @@ class ListenerConfig(Section):
     keepalive_max_ns: DurationNs = Field(
         default=60 * MINUTE_NS, alias="keepalive_max", ge=NS_PER_S, le=65_535 * NS_PER_S
     )
+    # How long a session may outlive its connection, at most; MQTT 3.1.1 clients that want one get all of it.
+    session_expiry_max_ns: DurationNs = Field(default=7 * DAY_NS, alias="session_expiry_max", ge=0, le=3_650 * DAY_NS)
+    sessions_max: int = Field(default=100_000, ge=1, le=10_000_000)
+    # From the first byte of a packet to its last.
+    packet_timeout_ns: DurationNs = Field(default=30 * NS_PER_S, alias="packet_timeout", ge=NS_PER_S, le=60 * MINUTE_NS)
+
+    # -- transport
+    transport: Literal["tcp", "websocket"] = "tcp"
+    websocket_origins: list[str] | None = None  # None: of browsers any page may connect
+    socket_mode: Annotated[str, AfterValidator(_check_mode)] = "0660"  # of a Unix socket's file
+
+    # -- TLS: all PEM
+    tls_cert: FilePath | None = None
+    tls_key: FilePath | None = None  # default: in the same file as the certificate
+    tls_client_ca: FilePath | None = None
+    tls_client_crl: FilePath | None = None
+    client_certificates: Literal["none", "optional", "require"] = "none"
+    use_identity_as_username: bool = False  # the common name of the client's certificate is its user name
+
+    # -- who may connect, and publish what
+    users_file: FilePath | None = None  # as mosquitto_passwd writes it
+    access_file: FilePath | None = None  # in the format of Mosquitto's acl_file
+    allow_anonymous_set: bool | None = Field(default=None, alias="allow_anonymous")
+
+    # -- limits; 0 is none
+    connections_per_address_max: int = Field(default=0, ge=0, le=1_000_000)
+    connect_rate: int = Field(default=0, ge=0, le=1_000_000)  # new connections a second
+    messages_per_second: int = Field(default=0, ge=0, le=100_000_000)  # of one client
+    messages_per_second_total: int = Field(default=0, ge=0, le=100_000_000)
+
+    @property
+    def unix_path(self) -> Path | None:
+        return unix_path(self.bind)
 
     @property
     def host(self) -> str:
-        return split_bind(self.bind)[0]
+        """Empty for a Unix socket."""
+        return "" if self.unix_path else split_bind(self.bind)[0]
 
     @property
     def port(self) -> int:
-        return split_bind(self.bind)[1]
+        """0 for a Unix socket, and where the system chooses."""
+        return 0 if self.unix_path else split_bind(self.bind)[1]
+
+    @property
+    def tls(self) -> bool:
+        return self.tls_cert is not None
+
+    @property
+    def is_local(self) -> bool:
+        """Only programs of this machine can connect."""
+        return self.unix_path is not None or is_loopback(self.host)
+
+    @property
+    def knows_clients(self) -> bool:
+        """Somebody proves who they are: by a password or a certificate."""
+        return self.users_file is not None or self.client_certificates == "require"
+
+    @property
+    def allow_anonymous(self) -> bool:
+        """As set; else only where nobody from outside can connect, and no users are named."""
+        if self.allow_anonymous_set is not None:
+            return self.allow_anonymous_set
+        return self.is_local and not self.knows_clients
 
 
 class ReconnectingConfig(Section):
@@ -369,6 +459,10 @@ class MqttConfig(Section):
     subscribers: dict[Name, SubscriberConfig] = {}
 
 
+# Far more than comes between two checkpoints of the sessions (10 s): only what those have made needless is deleted.
+_SESSIONS_STREAM_CONFIG = StreamConfig(retention=Retention(size_bytes=512 * MIB), segment_size="16MiB")
+
+
 def _default_streams(cameras: object) -> object:
     """A camera that names no stream has the one of its own name."""
     if not isinstance(cameras, Mapping):
@@ -398,7 +492,7 @@ class Config(Section):
 
     def stream(self, name: str) -> StreamConfig:
         """The stream's settings, or the defaults for one that the file does not name."""
-        return self.streams.get(name) or StreamConfig()
+        return self.streams.get(name) or (_SESSIONS_STREAM_CONFIG if name == SESSIONS_STREAM else StreamConfig())
 
     def sources(self) -> dict[str, ListenerConfig | SubscriberConfig | CameraConfig]:
         """All sources by name, in the order of the file's sections."""
@@ -409,6 +503,8 @@ class Config(Section):
         streams = {camera.stream for camera in self.cameras.values()}
         for listener in self.mqtt.listeners.values():
             streams |= {route.known_stream for route in listener.routes}
+        if self.mqtt.listeners:
+            streams.add(SESSIONS_STREAM)
         for subscriber in self.mqtt.subscribers.values():
             streams |= {route.known_stream for route in subscriber.routes}
         return streams

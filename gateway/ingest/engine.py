@@ -173,15 +173,16 @@ class Engine:
         if missing or found.damages:
             self.gaps.add(stream, "recovery", "damage", count=missing, bytes=0)
 
-    def ring(self, name: str) -> Ring:
+    def ring(self, name: str, ring_bytes: int | None = None) -> Ring:
         """The ring of that name, for one producing thread (or for several that hold the GIL while they append).
 
-        A source that was stopped and started again gets the ring it had. Raises ConfigError when there are too many.
+        ring_bytes: None takes the configured size. A source that was stopped and started again gets the ring it had.
+        Raises ConfigError when there are too many.
         """
         if name in self._rings:
             return self._rings[name]
         try:
-            ring = self.writer.ring(name, self.config.limits.ring_bytes)
+            ring = self.writer.ring(name, ring_bytes or self.config.limits.ring_bytes)
         except ValueError as error:
             raise ConfigError(
                 f"{error}. Let some listeners or subscribers share one address and one set of routes."

@@ -57,15 +57,19 @@ def check(config: Config) -> None:
         raise ConfigError(problems)
 
 
+# What a listener writes of its clients' sessions goes through a small ring of its own.
+SESSION_RING_BYTES = 2**20
+
+
 def rings(config: Config) -> int:
-    """A ring for each listener and each subscriber; the cameras share one."""
+    """A large ring for each listener and each subscriber; the cameras share one."""
     return len(config.mqtt.listeners) + len(config.mqtt.subscribers) + bool(config.cameras)
 
 
 def _descriptors(config: Config) -> Sum:
     streams = len(config.written_streams())
     connections = sum(listener.connections_max for listener in config.mqtt.listeners.values())
-    others = DESCRIPTORS_PER_RING * rings(config) + DESCRIPTORS_MARGIN
+    others = DESCRIPTORS_PER_RING * (rings(config) + len(config.mqtt.listeners)) + DESCRIPTORS_MARGIN
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     return Sum(
         "descriptors",
@@ -79,7 +83,7 @@ def _descriptors(config: Config) -> Sum:
 def _mappings(config: Config) -> Sum:
     streams = len(config.written_streams())
     per_stream = MAPPINGS_PER_STREAM if config.disk.append == "mapped" else 0
-    others = rings(config) + MAPPINGS_MARGIN
+    others = rings(config) + len(config.mqtt.listeners) + MAPPINGS_MARGIN
     return Sum(
         "mappings",
         per_stream * streams + others,
@@ -95,7 +99,7 @@ def _memory(config: Config) -> Sum:
     available = [found for found in (_memory_available(), *map(_number, _CGROUPS)) if found is not None]
     return Sum(
         "memory",
-        count * limits.ring_bytes + limits.buffer_bytes,
+        count * limits.ring_bytes + len(config.mqtt.listeners) * SESSION_RING_BYTES + limits.buffer_bytes,
         f"{count} rings of {format_size(limits.ring_bytes)} + {format_size(limits.buffer_bytes)} of buffers",
         min(available, default=None),
         "Lower 'ring' or 'buffers' in [limits], or let sources share one address and one set of routes.",

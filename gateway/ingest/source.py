@@ -10,7 +10,7 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import entry_points
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from gateway.config import Config
 from gateway.errors import SourceError
@@ -44,6 +44,14 @@ class Source(Protocol):
     def statistics(self) -> dict[str, Any]:
         """Counters and state, units in their names; plain values that JSON can show, no secrets."""
         ...
+
+
+@runtime_checkable
+class Refreshing(Protocol):
+    """A source that reads files by itself, such as certificates."""
+
+    def refresh(self) -> None:
+        """Read them again, because SIGHUP asks for it. After a ConfigError everything is as before."""
 
 
 @dataclass(frozen=True)

@@ -161,3 +161,26 @@ def make_listener(
         kept_bytes_max=kept_bytes_max,
         clock_ns=clock_ns,
     )
+
+
+class Broker(Device):
+    """The other side: `send` is what a broker sends to us. The group is one with `client=True`."""
+
+    def __init__(self, group: mqtt.Group, *, version: int = 0, inflight_max: int = 65_535) -> None:
+        self.passed: list[int] = []  # of each packet returned, what lies behind its body
+        super().__init__(group, version=version, inflight_max=inflight_max)
+
+    def attend(self) -> None:
+        try:
+            while (taken := self.take()) is not None:
+                self.packets.append(taken)
+                self.passed.append(self.passed_over)
+                if taken[0] == 2:
+                    self.open(version=self.accept_version, inflight_max=self.inflight_max)
+                elif taken[0] == 3:
+                    topic_bytes = int.from_bytes(taken[2][:2], "big")
+                    if taken[1] & 6:
+                        self.acknowledge(int.from_bytes(taken[2][2 + topic_bytes :][:2], "big"))
+        except mqtt.RemoteFault as fault:
+            self.fault = fault
+            self.close()

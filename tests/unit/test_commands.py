@@ -260,14 +260,14 @@ def test_the_check_says_what_is_odd_and_what_adds_up(
     path = tmp_path / "gateway.toml"
     path.write_text(
         f'data = "{tmp_path}"\n[streams.t]\nretention = "30d"\n[mqtt.listeners.l]\nbind = "0.0.0.0:1883"\n'
-        'routes = [{ filter = "#", stream = "t" }]\n[cameras.c]\nurl = "rtsp://h/x"\n'
+        'allow_anonymous = true\nroutes = [{ filter = "#", stream = "t" }]\n[cameras.c]\nurl = "rtsp://h/x"\n'
     )
     result = gateway("config", "check", "-c", path)
     assert result.code == 0
     assert "warning: streams.t.retention: waits, as far as it is by age" in result.err
     assert "descriptors (6 × 2 streams + 10,000 connections" in result.out
     assert "of reserve, which is never filled" in result.out
-    assert "warning: mqtt.listeners.l.bind: is reachable from other machines" in result.err
+    assert "warning: mqtt.listeners.l.allow_anonymous: everybody who reaches this address may publish" in result.err
     report = json.loads(gateway("config", "check", "-c", path, "--json").out)
     limits = report["limits"]
     assert limits["memory_bytes_max"] == limits["rings"] * limits["ring_bytes"] + limits["buffer_bytes"]

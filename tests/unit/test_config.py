@@ -263,7 +263,9 @@ def test_a_password_in_a_url_is_refused_and_not_repeated(write: Any, url: str) -
 @pytest.mark.parametrize("bind", ["127.0.0.1:1883", "0.0.0.0:1883", "localhost:1883", "[::]:1883"])
 def test_two_listeners_cannot_share_an_address(write: Any, bind: str) -> None:
     """The same port on the same address, or on one that covers it, is refused; another address is not."""
-    second = f'[mqtt.listeners.b]\nbind = "{bind}"\nroutes = [{{ filter = "#", stream = "t" }}]\n'
+    second = (
+        f'[mqtt.listeners.b]\nbind = "{bind}"\nroutes = [{{ filter = "#", stream = "t" }}]\nallow_anonymous = true\n'
+    )
     (found,) = problems(write(LISTENER + second))
     assert "gateway.toml:6: mqtt.listeners.b.bind: port 1883 is taken by mqtt.listeners.a" in found
     load(write(LISTENER + second.replace(bind, "127.0.0.2:1883")))
@@ -345,7 +347,10 @@ def test_the_data_directory_is_found_without_secrets(write: Any, tmp_path: Path)
     [
         ('data = "d"\n', "nothing will be recorded"),
         (LISTENER + "[streams.u]\n", "streams.u: no source records in this stream"),
-        (LISTENER.replace("127.0.0.1", "0.0.0.0"), "mqtt.listeners.a.bind: is reachable from other machines"),
+        (
+            LISTENER.replace("127.0.0.1", "0.0.0.0") + "allow_anonymous = true\n",
+            "mqtt.listeners.a.allow_anonymous: everybody who reaches this address may publish",
+        ),
         (CAMERA + '[cameras.d]\nurl = "rtsp://h/x"\n', "another camera has the same url"),
         (CAMERA + '[cameras."a.b"]\nurl = "rtsp://h/y"\n[cameras.a_b]\nurl = "rtsp://h/z"\n', "only in '.' and '_'"),
     ],

@@ -7,33 +7,11 @@ from pathlib import Path
 import pytest
 from gateway_native import mqtt
 
-from tests.support.mqtt import PINGREQ, PINGRESP, Device, length, packet, puback, publish
+from tests.support.mqtt import PINGREQ, PINGRESP, Broker, length, packet, puback, publish
 from tests.support.recording import Recording
 
 CONNACK = packet(0x20, b"\0\0")
 MAX = 4_096
-
-
-class Broker(Device):
-    """The same connection, seen from the other side: `send` is what a broker sends to us."""
-
-    passed: list[int]
-
-    def attend(self) -> None:
-        self.passed = getattr(self, "passed", [])
-        try:
-            while (taken := self.take()) is not None:
-                self.packets.append(taken)
-                self.passed.append(self.passed_over)
-                if taken[0] == 2:
-                    self.open(version=self.accept_version, inflight_max=self.inflight_max)
-                elif taken[0] == 3:
-                    topic_bytes = int.from_bytes(taken[2][:2], "big")
-                    if taken[1] & 6:
-                        self.acknowledge(int.from_bytes(taken[2][2 + topic_bytes :][:2], "big"))
-        except mqtt.RemoteFault as fault:
-            self.fault = fault
-            self.close()
 
 
 @pytest.fixture

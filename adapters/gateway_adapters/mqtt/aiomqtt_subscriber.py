@@ -26,7 +26,7 @@ from gateway.ingest.source import SourceContext
 from gateway_adapters.backoff import Backoff
 from gateway_adapters.mqtt.broker import BrokerClient
 from gateway_adapters.mqtt.headers import message_headers
-from gateway_adapters.mqtt.routes import compile_routes
+from gateway_adapters.mqtt.routes import RoutedStreams
 from gateway_adapters.mqtt.shown import shown
 from gateway_adapters.mqtt.subscriptions import client_id_of, tls_context, wanted_filters
 
@@ -71,8 +71,7 @@ class AiomqttSubscriber:
         self._paho_logger.setLevel(logging.WARNING)  # below that it describes every message
         self._ring = context.engine.ring(name)
         self._gaps = context.engine.gaps
-        self._routes = compile_routes(name, config.routes, context.engine)
-        self._streams = {context.engine.partition(route.stream): route.stream for route in config.routes}
+        self._routed = RoutedStreams(name, config.routes, context.engine)
         self._record_bytes_max = min(context.config.limits.record_bytes_max, self._ring.largest_record)
         self._client_id = client_id_of(name, config, context.config.site)
         self._version = aiomqtt.ProtocolVersion.V5
@@ -136,6 +135,7 @@ class AiomqttSubscriber:
             "state": self._state,
             "cause": self._cause,
             **self._counters,
+            **self._routed.statistics(),
             "unacknowledged": len(self._unacknowledged),
             "waiting_for_room": len(self._held),
         }
@@ -239,9 +239,9 @@ class AiomqttSubscriber:
         """A message has arrived: into the ring, or behind those that wait for room."""
         time_ns = time.time_ns()
         topic = message.topic.encode()
-        index = self._routes.find(topic)
+        target = self._routed.find(topic)
         message_id = message.mid if message.qos else 0
-        if index is None:
+        if target is None:
             self._counters["unrouted"] += 1
             self._say(logging.WARNING, "message not recorded: no route takes its topic", topic=shown(message.topic))
             self._acknowledge_later(0, 0, message_id)
@@ -249,7 +249,8 @@ class AiomqttSubscriber:
         headers = encode_headers(
             message_headers(qos=message.qos, retain=message.retain, dup=message.dup, **_properties(message))
         )
-        held = _Held(self._routes.partitions[index], topic, bytes(message.payload), headers, time_ns, message_id)
+        partition, key = target
+        held = _Held(partition, key, bytes(message.payload), headers, time_ns, message_id)
         if held.size > self._record_bytes_max:
             self._lose(held)
             self._say(
@@ -280,7 +281,7 @@ class AiomqttSubscriber:
     def _lose(self, held: _Held) -> None:
         """It will not be recorded, and nobody sends it again."""
         self._counters["lost"] += 1
-        stream = self._streams[held.partition]
+        stream = self._routed.name(held.partition)
         self._gaps.add(stream, self.name, "overload", count=1, bytes=held.size, first_ns=held.time_ns)
 
     def _hold(self, held: _Held) -> None:

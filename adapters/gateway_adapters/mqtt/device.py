@@ -6,15 +6,20 @@ a connection. A `Link` is how decisions get to the wire.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import math
 import secrets
 from typing import TYPE_CHECKING, Protocol
 
+from gateway_native import mqtt
 from gateway_native.mqtt import RemoteFault
 
 from gateway_adapters.mqtt import protocol
+from gateway_adapters.mqtt.door import Guest, LoginRefused
 from gateway_adapters.mqtt.protocol import Packet, Reason
+from gateway_adapters.mqtt.session_journal import CLIENT_ID_BYTES_MAX
+from gateway_adapters.mqtt.sessions import Session
 from gateway_adapters.mqtt.shown import shown
 
 if TYPE_CHECKING:
@@ -22,6 +27,8 @@ if TYPE_CHECKING:
 
 # MQTT allows one and a half keep-alive intervals (section 3.1.2.10).
 KEEPALIVE_GRACE = 1.5
+# Topics that an MQTT 5 client may give a number (section 3.3.2.3.4), each of up to 64 KiB.
+TOPIC_ALIAS_MAX = 16
 
 
 class Link(Protocol):
@@ -33,6 +40,12 @@ class Link(Protocol):
     """
 
     peer: str
+    host: str  # the peer's address; empty for a Unix socket
+
+    @property
+    def ssl_object(self) -> object | None:
+        """Of a TLS connection, to look at the client's certificate."""
+        ...
 
     @property
     def tick(self) -> int:
@@ -42,8 +55,13 @@ class Link(Protocol):
     def send(self, data: bytes) -> None:
         """Write whole packets; nothing happens when there is no way to the peer any more."""
 
-    def accept(self, *, version: int, inflight_max: int, patience_s: int) -> None:
-        """CONNECT is accepted: how to parse on, and after how long a silence to call `overdue` (0: never)."""
+    def accept(
+        self, *, version: int, inflight_max: int, patience_s: int, session: mqtt.Session, topic_alias_max: int
+    ) -> None:
+        """CONNECT is accepted: how to parse on, and after how long a silence to call `overdue` (0: never).
+
+        The session is the link's until `end`.
+        """
 
     def resume(self) -> None:
         """The packet that `Device.packet` returned False for is decided on: parse on."""
@@ -65,7 +83,11 @@ class Device:
         self._packet_bytes_max: int | None = None  # what the client takes
         self.version = 0  # 4 or 5 once CONNECT was accepted
         self.client_id = ""
+        self.user: str | None = None  # who it has proved to be
+        self.allow: mqtt.Routes | None = None  # what it may publish; None: everything
         self.ended = False
+        self._session: Session | None = None
+        self._deciding: asyncio.Task[None] | None = None
 
     @property
     def peer(self) -> str:
@@ -81,8 +103,8 @@ class Device:
         """
         kind = first_byte >> 4
         if kind == Packet.CONNECT:
-            self._connect(body)
-        elif kind == Packet.SUBSCRIBE:
+            return self._connect(body)
+        if kind == Packet.SUBSCRIBE:
             self._subscribe(protocol.decode_subscribe(body, self.version))
         elif kind == Packet.UNSUBSCRIBE:
             self._unsubscribe(protocol.decode_unsubscribe(body, self.version))
@@ -93,7 +115,7 @@ class Device:
             raise RemoteFault(Reason.PROTOCOL_ERROR, f"the client sent {name}, which answers nothing of ours")
         return True
 
-    def _connect(self, body: bytes) -> None:
+    def _connect(self, body: bytes) -> bool:
         if self.version:
             raise RemoteFault(Reason.PROTOCOL_ERROR, "the client sent a second CONNECT")
         connect = protocol.decode_connect(body)
@@ -105,17 +127,83 @@ class Device:
             raise protocol.ConnectRefused(connect.version, fault.reason, fault.cause) from None
         assigned = "" if self.client_id else f"gateway-{secrets.token_hex(8)}"
         self.client_id = self.client_id or assigned
-        keepalive_s = self._keepalive(connect)
-        self._send(protocol.connack(connect.version, Reason.SUCCESS, self._offer(connect, assigned, keepalive_s)))
+        door, link = self._listener.door, self._link
+        if door.takes_time(connect, link.ssl_object):
+            self._deciding = asyncio.create_task(self._log_in(connect, assigned))
+            self._deciding.add_done_callback(self._decided)
+            return False
+        return self._accept(connect, assigned, door.admit(self.client_id, link.host, link.ssl_object))
+
+    async def _log_in(self, connect: protocol.Connect, assigned: str) -> None:
+        """Decide on a CONNECT whose password takes a while to check, or whose refusal is held back."""
+        link = self._link
+        try:
+            guest = await self._listener.door.check(connect, self.client_id, link.host, link.ssl_object)
+            if not self.ended and self._accept(connect, assigned, guest):
+                link.resume()
+        except RemoteFault as fault:
+            self._listener.count("logins_refused")
+            await asyncio.sleep(fault.delay_s if isinstance(fault, LoginRefused) else 0)
+            if not self.ended:
+                self.fault(protocol.ConnectRefused(connect.version, fault.reason, fault.cause))
+
+    def _decided(self, task: asyncio.Task[None]) -> None:
+        """A fault of ours must not leave a client waiting for ever."""
+        if not task.cancelled() and task.exception() is not None:
+            self._listener.say(logging.ERROR, "a login failed by a fault of the gateway", error=repr(task.exception()))
+            self._end()
+
+    def _accept(self, connect: protocol.Connect, assigned: str, guest: Guest) -> bool:
+        """Give it its session, and welcome it when all of that is on disk. False: that takes time."""
+        self.user, self.allow = guest.user, guest.allow
         self._listener.register(self)
+        session, present, written = self._listener.sessions.begin(
+            self.client_id, clean_start=connect.clean_start, expiry_s=self._session_expiry(connect)
+        )
+        self._session = session
+        if written is None:
+            self._welcome(connect, assigned, session, present)
+            return True
+        written.add_done_callback(lambda done: self._written(done, connect, assigned, present))
+        return False
+
+    def _written(self, done: asyncio.Future[bool], connect: protocol.Connect, assigned: str, present: bool) -> None:
+        """The session is on disk, or never will be."""
+        session = self._session
+        if self.ended or session is None:
+            return
+        try:
+            if not done.result():
+                self._listener.sessions.remove(session)
+                cause = "the session could not be written to the disk"
+                raise protocol.ConnectRefused(connect.version, Reason.SERVER_UNAVAILABLE, cause)
+            self._welcome(connect, assigned, session, present)
+        except RemoteFault as fault:
+            self.fault(fault)
+        else:
+            self._link.resume()
+
+    def _welcome(self, connect: protocol.Connect, assigned: str, session: Session, present: bool) -> None:
+        is_v5 = connect.version == protocol.MQTT_5
+        keepalive_s = self._keepalive(connect)
+        offer = self._offer(connect, assigned, keepalive_s)
+        self._send(protocol.connack(connect.version, Reason.SUCCESS, offer, session_present=present))
         self._will = connect.will
         self.version = connect.version
-        receive_maximum = self._listener.config.receive_maximum
         self._link.accept(
             version=connect.version,
-            inflight_max=receive_maximum if connect.version == 5 else 65_535,
+            inflight_max=self._listener.config.receive_maximum if is_v5 else 65_535,
             patience_s=math.ceil(keepalive_s * KEEPALIVE_GRACE),
+            session=session.native,
+            topic_alias_max=TOPIC_ALIAS_MAX if is_v5 else 0,
         )
+
+    def _session_expiry(self, connect: protocol.Connect) -> int:
+        """Seconds that the session outlives the connection; 3.1.1 clients can only say that it should."""
+        longest_s = self._listener.sessions.expiry_max_s
+        if connect.version == protocol.MQTT_5:
+            return min(connect.number("session_expiry", 0), longest_s)
+        return 0 if connect.clean_start else longest_s
 
     def _check(self, connect: protocol.Connect) -> None:
         if "authentication_method" in connect.properties:
@@ -126,8 +214,10 @@ class Device:
             raise RemoteFault(
                 Reason.CLIENT_ID_NOT_VALID, "the client asks for a lasting session but gives no client id"
             )
-        if connect.will is not None and connect.will.qos > 1:
-            raise RemoteFault(Reason.QOS_NOT_SUPPORTED, "the will has QoS 2; this gateway takes 0 and 1")
+        if self._session_expiry(connect) and len(connect.client_id.encode()) > CLIENT_ID_BYTES_MAX:
+            raise RemoteFault(
+                Reason.CLIENT_ID_NOT_VALID, f"a lasting session has a client id of at most {CLIENT_ID_BYTES_MAX} bytes"
+            )
         if self._listener.is_full(connect.client_id):
             self._listener.count("refused")
             limit = self._listener.config.connections_max
@@ -145,15 +235,15 @@ class Device:
         config = self._listener.config
         offer: dict[str, int | str] = {
             "receive_maximum": config.receive_maximum,
-            "maximum_qos": 1,
+            "topic_alias_maximum": TOPIC_ALIAS_MAX,
             "maximum_packet_size": self._listener.packet_bytes_max,
         }
         if assigned:
             offer["assigned_client_id"] = assigned
         if keepalive_s != connect.keepalive_s:
             offer["server_keepalive"] = keepalive_s
-        if connect.number("session_expiry", 0):
-            offer["session_expiry"] = 0
+        if connect.number("session_expiry", 0) != self._session_expiry(connect):
+            offer["session_expiry"] = self._session_expiry(connect)
         if config.subscribe == "refuse":
             offer["wildcard_subscription_available"] = 0
             offer["subscription_identifiers_available"] = 0
@@ -179,6 +269,11 @@ class Device:
         self._send(protocol.unsuback(self.version, packet.packet_id, [code] * len(packet.filters)))
 
     def _disconnect(self, packet: protocol.Disconnect) -> None:
+        session, expiry_s = self._session, packet.session_expiry_s
+        if session is not None and expiry_s is not None:
+            if expiry_s and not session.expiry_s:
+                raise RemoteFault(Reason.PROTOCOL_ERROR, "DISCONNECT asks for a lasting session that CONNECT did not")
+            self._listener.sessions.change_expiry(session, min(expiry_s, self._listener.sessions.expiry_max_s))
         if packet.reason != Reason.DISCONNECT_WITH_WILL:
             self._will = None
         self._end()
@@ -191,6 +286,8 @@ class Device:
         topic: dict[str, object] = {}
         if fault.reason == Reason.TOPIC_NAME_INVALID:
             topic["topic"] = shown(self._listener.native.unrouted_topic.decode(errors="replace"))
+        elif fault.reason == Reason.NOT_AUTHORIZED and self.version:
+            topic["topic"] = shown(self._listener.native.forbidden_topic.decode(errors="replace"))
         self._say(logging.WARNING, f"connection closed: {fault.cause}", reason=f"0x{fault.reason:02X}", **topic)
         if isinstance(fault, protocol.ConnectRefused):
             self._end(protocol.connack(fault.version, fault.reason) if fault.version else b"")
@@ -218,6 +315,12 @@ class Device:
         else:
             self._say(logging.INFO, "connection closed: no CONNECT came in time")
         self._end_with(Reason.KEEP_ALIVE_TIMEOUT, "nothing came within the keep-alive time")
+
+    def dawdled(self) -> None:
+        """A packet has begun that is still not whole after `packet_timeout`."""
+        self._listener.count("timeouts")
+        self._say(logging.WARNING, "connection closed: a packet was not whole in time (packet_timeout)")
+        self._end_with(Reason.UNSPECIFIED, "a packet was not whole in time")
 
     def stalled(self) -> None:
         """The client has not read for too long; the link aborts after this."""
@@ -247,12 +350,14 @@ class Device:
         if self.ended:
             return
         self.ended = True
+        if self._deciding is not None and not self._deciding.done() and self._deciding is not asyncio.current_task():
+            self._deciding.cancel()
         fits = len(last) <= (self._packet_bytes_max or len(last))
         self._link.end(last if fits else b"")  # what the client could not take is left out
         self._listener.leave(self)
         will, self._will = self._will, None
-        if will is not None:
-            self._listener.publish_will(will)
+        if self._session is not None:
+            self._listener.sessions.leave(self._session, will)
 
     def _send(self, packet: bytes) -> None:
         if self._packet_bytes_max is not None and len(packet) > self._packet_bytes_max:

@@ -12,10 +12,10 @@ import contextlib
 import logging
 import time
 from collections import deque
+from collections.abc import Callable
 from typing import Any, cast
 
 from gateway_native import mqtt
-from gateway_native.batch import encode_headers
 
 from gateway.clock import NS_PER_S
 from gateway.config import ListenerConfig
@@ -23,21 +23,26 @@ from gateway.errors import SourceError
 from gateway.ingest.source import SourceContext
 from gateway_adapters.mqtt.connection import SocketLink
 from gateway_adapters.mqtt.device import Device
-from gateway_adapters.mqtt.headers import message_headers
-from gateway_adapters.mqtt.protocol import Will
+from gateway_adapters.mqtt.door import Door
+from gateway_adapters.mqtt.entrance import Handshake, TlsServer
 from gateway_adapters.mqtt.routes import compile_routes
+from gateway_adapters.mqtt.sessions import Sessions
 from gateway_adapters.mqtt.shown import shown
+from gateway_adapters.mqtt.transports import BACKLOG, listening_sockets, remove_unix_socket
+from gateway_adapters.mqtt.wills import Wills
 
 # Packets that have only partly arrived, all connections together.
 KEPT_BYTES_MAX = 64 * 2**20
 # Sockets beyond connections_max that may at least hear why they are refused.
 REFUSALS_MAX = 64
-# Wills that wait for room in the ring.
-WILL_BYTES_MAX = 4 * 2**20
 # How long stopping waits for records that had arrived, and for acknowledgements to be taken.
 PAUSE_TIMEOUT_S = 5.0
 DRAIN_TIMEOUT_S = 2.0
-BACKLOG = 1_024
+# Counters of messages that were dropped or refused, and why.
+_UNRECORDED = {
+    "unrouted": "no route takes their topic",
+    "forbidden": "their senders may not publish to their topic (access_file)",
+}
 
 
 class MqttListener:
@@ -63,20 +68,25 @@ class MqttListener:
             record_bytes_max=record_bytes_max,
             kept_bytes_max=max(KEPT_BYTES_MAX, 2 * self.packet_bytes_max),
         )
-        self._server: asyncio.Server | None = None
+        self.packet_timeout_s = max(1, config.packet_timeout_ns // NS_PER_S)
+        self.native.set_rate(config.messages_per_second_total)
+        self.door = Door(config, time.monotonic)
+        self._make_protocol = _protocol_factory(self)
+        self._servers: list[asyncio.Server | TlsServer] = []
+        self._unix_inode = 0
+        self._entering: set[Handshake] = set()  # their TLS handshake is under way
         self._ticking: asyncio.Task[None] | None = None
         self._connections: set[SocketLink] = set()
         self._emptied = asyncio.Event()
         self._clients: dict[str, Device] = {}
         self._waiting: deque[SocketLink] = deque()  # for room in the ring, first come first served
-        self._gaps = context.engine.gaps
-        self._streams = {context.engine.partition(route.stream): route.stream for route in config.routes}
-        self._wills: deque[tuple[int, bytes, bytes, bytes]] = deque()  # partition, key, value, headers
-        self._will_bytes = 0
-        self._unrouted_said = 0
+        engine = context.engine
+        self._wills = Wills(self, self.native, engine.gaps, lambda: {at: name for name, at in engine.streams.items()})
+        self.sessions = Sessions(self, config, engine, self.native, self._wills)
+        self._said = dict.fromkeys(_UNRECORDED, 0)
         self._counters = dict.fromkeys(
             ("accepted", "refused", "faults", "failed", "timeouts", "taken_over", "unanswered", "wills", "lost",
-             "subscriptions_refused"), 0,
+             "subscriptions_refused", "sessions_evicted", "logins_refused", "handshakes_failed", "cut_off"), 0,
         )  # fmt: skip
 
     # -- the source's life
@@ -84,10 +94,13 @@ class MqttListener:
     async def start(self) -> None:
         """Listen. Raises SourceError when the address cannot be bound."""
         loop = asyncio.get_running_loop()
+        await self.sessions.start()
         try:
-            self._server = await loop.create_server(
-                lambda: SocketLink(self), self.config.host, self.config.port, backlog=BACKLOG
-            )
+            for listening in listening_sockets(self.config):
+                if self.config.tls:
+                    self._servers.append(TlsServer(self, listening))
+                else:
+                    self._servers.append(await loop.create_server(self.protocol, sock=listening, backlog=BACKLOG))
         except OSError as error:
             raise SourceError(
                 f"cannot listen on {self.config.bind}: {error.strerror or error}. Choose another 'bind', or end the "
@@ -96,33 +109,52 @@ class MqttListener:
             ) from error
         loop.add_reader(self._ring.event_fd, self._ring_event)
         self._ticking = asyncio.create_task(self._tick(), name=f"mqtt-listener-{self.name}")
+        path = self.config.unix_path
+        if path is not None:
+            self._unix_inode = path.stat().st_ino
         host, port = self.address
-        self.say(logging.INFO, "listening", address=f"{host}:{port}")
+        self.say(logging.INFO, "listening", address=str(path or f"{host}:{port}"))
 
     @property
     def address(self) -> tuple[str, int]:
         """Host and port that are bound; the port is the system's choice if the configuration says 0."""
-        assert self._server is not None, "not started"
-        host, port = self._server.sockets[0].getsockname()[:2]
+        assert self._servers, "not started"
+        if self.config.unix_path is not None:
+            return str(self.config.unix_path), 0
+        host, port = self._servers[0].sockets[0].getsockname()[:2]
         return host, port
+
+    def protocol(self) -> asyncio.BaseProtocol:
+        """What takes the bytes of a new connection, after TLS if there is any."""
+        return self._make_protocol()
+
+    def refresh(self) -> None:
+        """Read users, rules and certificates again, for connections to come. After a ConfigError all is as before."""
+        self.door.reload()
+
+    def _close_servers(self) -> None:
+        for server in self._servers:
+            server.close()
+        if self._unix_inode and self.config.unix_path is not None:
+            remove_unix_socket(self.config.unix_path, self._unix_inode)
+            self._unix_inode = 0
+        for entrance in tuple(self._entering):
+            entrance.abort()
 
     async def pause(self) -> None:
         """Accept and read nothing more; wait until what had been read is in the ring."""
         self.paused = True
-        if self._server is not None:
-            self._server.close()
+        self._close_servers()
         for connection in tuple(self._connections):
             connection.update_reading()
+        self._wills.advance(all_of_them=True)  # whoever left them is dead already
         deadline = time.monotonic() + PAUSE_TIMEOUT_S
         while (self._waiting or self._wills) and time.monotonic() < deadline:
             await asyncio.sleep(0.01)
             self._reopen()
         if self._waiting or self._wills:
             self.say(logging.ERROR, "the ring stayed full: messages that had arrived are not recorded")
-        for partition, topic, payload, headers in self._wills:
-            self._lose_will(partition, len(topic) + len(payload) + len(headers))
-        self._wills.clear()
-        self._will_bytes = 0
+        self._wills.lose_all()
 
     async def drain(self) -> None:
         """Send the acknowledgements that have become due, say goodbye, and let both leave."""
@@ -137,9 +169,10 @@ class MqttListener:
     async def stop(self) -> None:
         """Close every socket. Safe after any of the others."""
         self.paused = True
-        if self._server is not None:
-            self._server.close()
+        self._close_servers()
+        if self._servers:
             asyncio.get_running_loop().remove_reader(self._ring.event_fd)
+        self.door.close()
         if self._ticking is not None:
             self._ticking.cancel()
             self._ticking = None
@@ -148,15 +181,18 @@ class MqttListener:
             connection.abort()
         await asyncio.sleep(0)  # the transports tell their connections
         self._waiting.clear()
+        await self.sessions.stop()
 
     def statistics(self) -> dict[str, Any]:
         """Counters since the start, and the present state."""
-        state = "starting" if self._server is None else "paused" if self.paused else "listening"
+        state = "starting" if not self._servers else "paused" if self.paused else "listening"
         return {
             "state": state,
             "connections": len(self._clients),
             **self.native.counters,
             **self._counters,
+            **self.sessions.statistics(),
+            "wills_delayed": self._wills.delayed,
             "waiting_for_room": len(self._waiting),
         }
 
@@ -170,14 +206,26 @@ class MqttListener:
         """Log an event. Its fields hold no payload and no secret; the log itself limits repeats and counts them."""
         self._logger.log(level, event, extra={"fields": {"source": self.name, **fields}})
 
-    def admit(self, connection: SocketLink) -> bool:
-        """May this socket stay until its CONNECT has been read?"""
-        if self.paused or len(self._connections) >= self.config.connections_max + REFUSALS_MAX:
+    def admit(self, connection: SocketLink | Handshake) -> bool:
+        """May this socket stay until its handshake is over, or its CONNECT has been read?"""
+        cause = None
+        if len(self._connections) + len(self._entering) >= self.config.connections_max + REFUSALS_MAX:
+            cause = "too many sockets"
+        elif isinstance(connection, Handshake) or connection.ssl_object is None:
+            cause = self.door.admission.enter(connection.host)
+        else:
+            self.door.admission.go_on(connection.host)  # its entrance was let in, and is removed now
+        if cause is None and self.paused:
+            self.door.admission.leave(connection.host)
+        if cause is not None or self.paused:
             self.count("refused")
             if not self.paused:
-                self.say(logging.WARNING, "connection refused: too many sockets", peer=connection.peer)
+                self.say(logging.WARNING, f"connection refused: {cause}", peer=connection.peer)
             return False
-        self._connections.add(connection)
+        if isinstance(connection, Handshake):
+            self._entering.add(connection)
+        else:
+            self._connections.add(connection)
         return True
 
     def is_full(self, client_id: str) -> bool:
@@ -198,40 +246,18 @@ class MqttListener:
         if self._clients.get(device.client_id) is device:
             del self._clients[device.client_id]
 
-    def remove(self, connection: SocketLink) -> None:
-        """Its socket is gone."""
+    def remove(self, connection: SocketLink | Handshake) -> None:
+        """Its socket is gone, or it has come through the entrance."""
+        if connection in self._connections or connection in self._entering:
+            self.door.admission.leave(connection.host)
         self._connections.discard(connection)
+        self._entering.discard(connection)
         if not self._connections:
             self._emptied.set()
 
     def wait_for_room(self, connection: SocketLink) -> None:
         """It found the ring full; it is called again in its turn."""
         self._waiting.append(connection)
-
-    def publish_will(self, will: Will) -> None:
-        """Record the message that a client left for the case that it vanishes."""
-        topic = will.topic.encode()
-        index = self.native.routes.find(topic)
-        if index is None:
-            self.count("lost")
-            self.say(logging.WARNING, "will not recorded: no route takes its topic", topic=shown(will.topic))
-            return
-        # Its delay is no property of the record: sessions end with their connection, so it is recorded at once.
-        properties: dict[str, Any] = {name: value for name, value in will.properties.items() if name != "will_delay"}
-        headers = encode_headers(message_headers(qos=will.qos, retain=will.retain, will=True, **properties))
-        size = len(topic) + len(will.payload) + len(headers)
-        if self._will_bytes + size > WILL_BYTES_MAX:
-            self._lose_will(self.native.routes.partitions[index], size)
-            self.say(logging.WARNING, "will not recorded: too many wait for room", topic=shown(will.topic))
-            return
-        self._wills.append((self.native.routes.partitions[index], topic, will.payload, headers))
-        self._will_bytes += size
-        if not self.native.crowded:
-            self._put_wills()
-
-    def _lose_will(self, partition: int, size: int) -> None:
-        self.count("lost")
-        self._gaps.add(self._streams[partition], self.name, "overload", count=1, bytes=size)
 
     # -- the ring's calls
 
@@ -246,21 +272,11 @@ class MqttListener:
     def _reopen(self) -> None:
         """Let those who wait try again, each once, until the ring is full again."""
         self.native.reopen()
-        self._put_wills()
+        self._wills.put()
         for _ in range(len(self._waiting)):
             if self.native.crowded:
                 break
             self._waiting.popleft().retry()
-
-    def _put_wills(self) -> None:
-        while self._wills:
-            partition, key, value, headers = self._wills[0]
-            if not self._ring.append(partition, key, value, headers, time.time_ns()):
-                self.native.crowd()
-                return
-            self._wills.popleft()
-            self._will_bytes -= len(key) + len(value) + len(headers)
-            self.count("wills")
 
     # -- once a second
 
@@ -270,20 +286,52 @@ class MqttListener:
             self.native.advance()
             for connection in tuple(self._connections):
                 connection.look_after()
-            self._say_unrouted()
+            self._wills.advance()
+            self.sessions.advance()
+            self._say_unrecorded()
             if self.native.crowded:  # the ring's event does this; once more costs nothing
                 self._reopen()
 
-    def _say_unrouted(self) -> None:
-        unrouted = self.native.counters["unrouted"]
-        if unrouted > self._unrouted_said:
-            self.say(
-                logging.WARNING,
-                "messages not recorded: no route takes their topic",
-                topic=shown(self.native.unrouted_topic.decode(errors="replace")),
-                messages=unrouted - self._unrouted_said,
-            )
-            self._unrouted_said = unrouted
+    def _say_unrecorded(self) -> None:
+        """Messages that no route takes, or that their senders may not publish: how many more, and one topic of them."""
+        for counter, cause in _UNRECORDED.items():
+            count = self.native.counters[counter]
+            if count > self._said[counter]:
+                topic: bytes = getattr(self.native, f"{counter}_topic")
+                self.say(
+                    logging.WARNING,
+                    f"messages not recorded: {cause}",
+                    topic=shown(topic.decode(errors="replace")),
+                    messages=count - self._said[counter],
+                )
+                self._said[counter] = count
+
+
+def _protocol_factory(listener: MqttListener) -> Callable[[], asyncio.BaseProtocol]:
+    """What each connection is given: the link itself, or WebSocket around it, which needs its library."""
+    if listener.config.transport == "tcp":
+        return lambda: SocketLink(listener)
+    try:
+        from gateway_adapters.mqtt.websocket import Budget, WebSocketProtocol
+    except ModuleNotFoundError:
+        raise SourceError(
+            "transport = \"websocket\" needs the package 'websockets'; install the gateway with 'pip install "
+            "gateway[websocket]'.",
+            source=listener.name,
+        ) from None
+    budget = Budget(max(KEPT_BYTES_MAX, 2 * listener.packet_bytes_max))
+
+    def fault(peer: str, cause: str) -> None:
+        listener.count("faults")
+        listener.say(logging.WARNING, f"connection closed: {cause}", peer=peer)
+
+    return lambda: WebSocketProtocol(
+        lambda: SocketLink(listener),
+        packet_bytes_max=listener.packet_bytes_max,
+        budget=budget,
+        origins=listener.config.websocket_origins,
+        fault=fault,
+    )
 
 
 def create(name: str, config: ListenerConfig, context: SourceContext) -> MqttListener:

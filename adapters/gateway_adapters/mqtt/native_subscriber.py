@@ -26,7 +26,7 @@ from gateway_adapters.mqtt import client_protocol
 from gateway_adapters.mqtt.broker_link import BrokerLink, LinkEnded
 from gateway_adapters.mqtt.client_protocol import FAILURE, Connack, PublishHead, publishes_qos_0, reason_text
 from gateway_adapters.mqtt.protocol import MQTT_3_1_1, MQTT_5, Reason
-from gateway_adapters.mqtt.routes import compile_routes
+from gateway_adapters.mqtt.routes import RoutedStreams
 from gateway_adapters.mqtt.shown import shown
 from gateway_adapters.mqtt.subscriptions import (
     DIRECTORY,
@@ -38,9 +38,11 @@ from gateway_adapters.mqtt.subscriptions import (
     wanted_filters,
 )
 
-# QoS 1 messages that an MQTT 5 broker may send before the first is acknowledged. MQTT 3.1.1 has no such limit.
+# QoS 1 messages that an MQTT 5 broker is asked to have unacknowledged at most. MQTT 3.1.1 has no such limit.
 INFLIGHT_MAX = 1_024
-PACKET_IDS = 65_535
+# What is put up with. Mosquitto (2.0.11) exceeds the limit when it resumes a session, and would do so for ever if that
+# were taken for a fault; there are no more packet identifiers.
+INFLIGHT_TOLERATED = 65_535
 # A packet that has only partly arrived, or what had arrived when the ring turned out full.
 KEPT_BYTES_MAX = 2**20
 # From the TCP connection to CONNACK.
@@ -76,15 +78,16 @@ class NativeSubscriber:
         self._ring = context.engine.ring(name)
         record_bytes_max = min(context.config.limits.record_bytes_max, self._ring.largest_record)
         self._packet_bytes_max = record_bytes_max
+        self._routed = RoutedStreams(name, config.routes, context.engine)
         self.native = mqtt.Group(
             self._ring,
-            compile_routes(name, config.routes, context.engine),
+            self._routed.table,
             packet_bytes_max=record_bytes_max,
             record_bytes_max=record_bytes_max,
             kept_bytes_max=max(KEPT_BYTES_MAX, 2 * record_bytes_max),
             client=True,
         )
-        self._streams = {context.engine.partition(route.stream): route.stream for route in config.routes}
+        self.native.resolve = self._routed.resolve
         self._client_id = client_id_of(name, config, context.config.site)
         self._broker = f"{config.host}:{config.port}"
         self._subscriptions = self._remembered(context)
@@ -130,6 +133,7 @@ class NativeSubscriber:
     async def drain(self) -> None:
         """Acknowledge what has become durable."""
         self._ring_event()
+        self._tell_drops()
 
     async def stop(self) -> None:
         """Disconnect; the session stays at the broker. Safe after any of the others."""
@@ -157,6 +161,9 @@ class NativeSubscriber:
             "cause": self._cause,
             **{name: native[name] for name in ("records", "bytes", "acknowledged", "retained", "refused_full_disk")},
             **self._counters,
+            **self._routed.statistics(),
+            "dropped": native["dropped"],
+            "overflowed": native["overflowed"],
             "unrouted": self._counters["unrouted"] + native["unrouted"],
             "paused": native["stopped_for_room"],
             "unacknowledged": native["unacknowledged"],
@@ -212,7 +219,7 @@ class NativeSubscriber:
             BrokerLink,
             self,
             self._version,
-            INFLIGHT_MAX if self._version == MQTT_5 else PACKET_IDS,
+            INFLIGHT_TOLERATED,
             self.config.keepalive_ns // NS_PER_S,
         )
         loop = asyncio.get_running_loop()
@@ -310,13 +317,19 @@ class NativeSubscriber:
         self._say(logging.ERROR, "the ring stayed full: messages that had arrived are not recorded", lost=lost)
         link.abandon()
 
+    def _tell_drops(self) -> None:
+        """Gap records of what routes with overload = "drop-newest" could not take."""
+        for partition, count, size, first_ns, last_ns in self.native.take_drops():
+            stream = self._routed.name(partition)
+            self._gaps.add(stream, self.name, "overload", count=count, bytes=size, first_ns=first_ns, last_ns=last_ns)
+
     def _lose(self, stream: str, size: int) -> None:
         self._counters["lost"] += 1
         self._gaps.add(stream, self.name, "overload", count=1, bytes=size, first_ns=time.time_ns())
 
     def _stream_of(self, topic: bytes) -> str | None:
-        index = self.native.routes.find(topic)
-        return None if index is None else self._streams[self.native.routes.partitions[index]]
+        target = self._routed.find(topic)
+        return None if target is None else self._routed.name(target[0])
 
     # -- the ring's calls
 
@@ -352,6 +365,7 @@ class NativeSubscriber:
                 self._link.tick()
                 self._link.trim()
             self._say_unrouted()
+            self._tell_drops()
             if self.native.crowded:  # the ring's event does this; once more costs nothing
                 self._reopen()
 

@@ -117,6 +117,7 @@ _IDENTIFIERS = {
     "server_keepalive": (0x13, "u16"),
     "reason_string": (0x1F, "text"),
     "receive_maximum": (0x21, "u16"),
+    "topic_alias_maximum": (0x22, "u16"),
     "maximum_qos": (0x24, "byte"),
     "maximum_packet_size": (0x27, "u32"),
     "wildcard_subscription_available": (0x28, "byte"),
@@ -186,6 +187,7 @@ class Disconnect:
     """A DISCONNECT packet from a client (section 3.14). MQTT 3.1.1 has only reason 0."""
 
     reason: int
+    session_expiry_s: int | None = None  # None: as CONNECT said
 
 
 # -- decoding ----------------------------------------------------------------------------------------------------------
@@ -377,12 +379,14 @@ def decode_disconnect(body: bytes, version: int) -> Disconnect:
     """Decode DISCONNECT (section 3.14). An absent reason code is 0."""
     reader = _Reader(body, "DISCONNECT")
     reason = 0
+    properties: Properties = {}
     if version == MQTT_5 and reader.left:
         reason = reader.byte()
         if reader.left:
-            reader.properties("D")
+            properties = reader.properties("D")
     reader.end()
-    return Disconnect(reason)
+    expiry_s = properties.get("session_expiry")
+    return Disconnect(reason, expiry_s if isinstance(expiry_s, int) else None)
 
 
 def is_filter(topic_filter: str) -> bool:
@@ -426,15 +430,17 @@ def _encode_properties(properties: dict[str, int | str]) -> bytes:
     return _varint(len(out)) + bytes(out)
 
 
-def connack(version: int, reason: int, properties: dict[str, int | str] | None = None) -> bytes:
-    """CONNACK (section 3.2), session present 0. Empty when MQTT 3.1.1 has no return code for the reason.
+def connack(
+    version: int, reason: int, properties: dict[str, int | str] | None = None, *, session_present: bool = False
+) -> bytes:
+    """CONNACK (section 3.2). Empty when MQTT 3.1.1 has no return code for the reason.
 
     The client's first packets may be accepted only with reason 0.
     """
     if version == MQTT_5:
-        return _packet(0x20, bytes((0, reason)) + _encode_properties(properties or {}))
+        return _packet(0x20, bytes((session_present, reason)) + _encode_properties(properties or {}))
     code = _RETURN_CODES.get(Reason(reason))
-    return b"" if code is None else _packet(0x20, bytes((0, code)))
+    return b"" if code is None else _packet(0x20, bytes((session_present, code)))
 
 
 def suback(version: int, packet_id: int, codes: Iterable[int]) -> bytes:
