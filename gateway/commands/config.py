@@ -156,8 +156,11 @@ def _source(name: str, source: Any) -> dict[str, Any]:
 
 
 def _stream_names(config: Config) -> list[str]:
+    """Those known by name; what templates will name is not among them."""
+    known = config.written_streams()
     written = [stream for name, source in config.sources().items() for stream in _source(name, source)["streams"]]
-    return list(dict.fromkeys([*written, *config.streams]))
+    in_order = [stream for stream in written if stream in known]
+    return list(dict.fromkeys([*in_order, *sorted(known), *config.streams]))
 
 
 def _stream(config: Config, name: str, plan: DiskPlan) -> dict[str, Any]:
