@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.config import Config, data_directory, from_dict, load, warnings
+from gateway.config.model import SESSIONS_STREAM
 from gateway.errors import ConfigError
 
 MINUTE_NS = 60_000_000_000
@@ -407,7 +408,7 @@ def test_a_template_names_no_stream(write: Any) -> None:
     config = load(write(text))
     route = config.mqtt.listeners["a"].routes[0]
     assert (route.is_template, route.known_stream, route.levels_used) == (True, "overflow", 3)
-    assert config.written_streams() == {"overflow", "t"}
+    assert config.written_streams() == {"overflow", "t", SESSIONS_STREAM}
 
 
 @pytest.mark.parametrize(("topic_filter", "levels"), [("$share/g/a/+", 2), ("$share/g/#", 9)])
