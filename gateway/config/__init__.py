@@ -22,8 +22,10 @@ from gateway.config.explain import explain
 from gateway.config.files import Sources, read_dict, read_file
 from gateway.config.model import (
     RECORD_BYTES_MAX,
+    BrokerConfig,
     CameraConfig,
     Config,
+    ControlConfig,
     DiskConfig,
     LimitsConfig,
     ListenerConfig,
@@ -40,8 +42,10 @@ from gateway.errors import ConfigError
 
 __all__ = [
     "RECORD_BYTES_MAX",
+    "BrokerConfig",
     "CameraConfig",
     "Config",
+    "ControlConfig",
     "DiskConfig",
     "LimitsConfig",
     "ListenerConfig",

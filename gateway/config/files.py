@@ -179,13 +179,14 @@ def _anchor_paths(table: dict[str, Any], directory: Path) -> None:
 
 
 def _credential_sections(document: Mapping[str, Any]) -> list[tuple[KeyPath, dict[str, Any]]]:
-    """The tables that may hold credentials: subscribers and cameras."""
-    mqtt = document.get("mqtt")
+    """The tables that may hold credentials: subscribers, cameras, and the control plane's."""
+    mqtt, control = document.get("mqtt"), document.get("control")
     groups = [
         (("mqtt", "subscribers"), mqtt.get("subscribers") if isinstance(mqtt, dict) else None),
         (("cameras",), document.get("cameras")),
     ]
-    return [
+    found: list[tuple[KeyPath, dict[str, Any]]] = [(("control",), control)] if isinstance(control, dict) else []
+    return found + [
         ((*path, name), section)
         for path, group in groups
         if isinstance(group, dict)

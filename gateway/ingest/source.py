@@ -10,7 +10,7 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import entry_points
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from gateway.config import Config
 from gateway.errors import SourceError
@@ -44,6 +44,20 @@ class Source(Protocol):
     def statistics(self) -> dict[str, Any]:
         """Counters and state, units in their names; plain values that JSON can show, no secrets."""
         ...
+
+
+@runtime_checkable
+class Holdable(Protocol):
+    """A source that can stand still for a while without being stopped: its connections stay.
+
+    One that cannot is stopped instead, and started anew.
+    """
+
+    async def hold(self) -> None:
+        """Read nothing until `release`; who sends is held back by TCP. Acknowledgements still leave."""
+
+    async def release(self) -> None:
+        """Read on."""
 
 
 @dataclass(frozen=True)

@@ -46,6 +46,7 @@ class SocketLink(mqtt.Connection, asyncio.BufferedProtocol):
         self.peer = address_of(transport.get_extra_info("peername"))
         if self._listener.admit(self):
             self.write = self._transport.write
+            self.update_reading()
         else:
             super().close()
             self._transport.abort()
@@ -73,7 +74,8 @@ class SocketLink(mqtt.Connection, asyncio.BufferedProtocol):
         """Read exactly when something can be done with it; after the end only to see the peer's."""
         if self._transport is None or self._transport.is_closing():
             return
-        wanted = self.closed or not (self.blocked or self._stalled_at is not None or self._listener.paused)
+        held_back = self._listener.paused or self._listener.held
+        wanted = self.closed or not (self.blocked or self._stalled_at is not None or held_back)
         if wanted != self._reading:
             self._reading = wanted
             if wanted:
@@ -155,7 +157,7 @@ class SocketLink(mqtt.Connection, asyncio.BufferedProtocol):
         if self._ended_at is not None:
             if tick - self._ended_at > LINGER_S:
                 self.abort()
-        elif self.overdue:
+        elif self.overdue and not self._listener.held:
             self.device.overdue()
         elif self._stalled_at is not None and tick - self._stalled_at > STALLED_S:
             self.device.stalled()
