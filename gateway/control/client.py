@@ -81,8 +81,13 @@ class ControlClient(aiomqtt.Client):
         await self.publish(message.topic, message.payload, message.qos, message.retain, properties)
 
     def close(self) -> None:
-        """Close the socket whatever state it is in: aiomqtt leaves it open when a broker does not answer any more."""
+        """Close the socket whatever state it is in, without DISCONNECT: unless that was sent, the will is published.
+
+        aiomqtt leaves it open when a broker does not answer any more.
+        """
         self._closed = True
+        if not self._disconnected.done():
+            self._disconnected.set_result(None)
         self._client._sock_close()
         for future in (self._connected, self._disconnected):
             if future.done() and not future.cancelled():

@@ -36,6 +36,7 @@ REQUESTS_MAX = 16
 # The least time from one command to the next: whoever floods us must not make pictures all day.
 REQUEST_SPACING_S = 0.1
 RESPONSE_TOPIC_BYTES_MAX = 1_024
+CANCEL_AGAIN_S = 0.1
 # How long the end of the gateway waits for a broker to take the last words.
 STOP_TIMEOUT_S = 2.0
 
@@ -128,9 +129,14 @@ class ControlPlane:
         )
         with contextlib.closing(client):
             async with client:
-                await self._connected(client, status)
-                await _first_of(self._send(client), self._report(), self._receive(client), self._ended())
-                await client.send(Outgoing(status, OFFLINE, qos=1, retain=True))
+                try:
+                    await self._connected(client, status)
+                    await _first_of(self._send(client), self._report(), self._receive(client), self._ended())
+                    await client.send(Outgoing(status, OFFLINE, qos=1, retain=True))
+                except BaseException:
+                    # Leaving the block would say goodbye, and the broker would forget the will: online for ever.
+                    client.close()
+                    raise
 
     async def _connected(self, client: ControlClient, status: str) -> None:
         self._packet_bytes_max = client.packet_bytes_max
@@ -259,6 +265,12 @@ async def _first_of(*bodies: Coroutine[Any, Any, None]) -> None:
         for task in done:
             task.result()
     finally:
+        # More than once: until Python 3.12 asyncio.wait_for, which aiomqtt uses, swallows a cancellation that comes in
+        # the moment in which what it waits for has come, too.
+        while left := [task for task in tasks if not task.done()]:
+            for task in left:
+                task.cancel()
+            await asyncio.wait(left, timeout=CANCEL_AGAIN_S)
         for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+            if not task.cancelled():
+                task.exception()  # the first one's was raised above; the others' are consequences

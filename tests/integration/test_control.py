@@ -112,6 +112,12 @@ def counter(app: App, name: str) -> Any:
     return app.statistics()["control"][name]
 
 
+def status_now(port: int) -> bytes:
+    """What is retained as the status."""
+    command = [find("mosquitto_sub"), "-h", "127.0.0.1", "-p", str(port), "-t", f"{TOPIC}/status", "-C", "1", "-W", "5"]
+    return subprocess.run(command, capture_output=True, timeout=30, check=False).stdout.strip()
+
+
 async def pub(port: int, *arguments: str) -> None:
     done = await asyncio.to_thread(mosquitto_pub, port, *arguments)
     assert done.returncode == 0, done.stderr
@@ -356,6 +362,7 @@ async def test_frozen_broker(tmp_path: Path) -> None:
                 await asyncio.wait_for(app.stop(), 20)
             finally:
                 os.kill(broker._process.pid, signal.SIGCONT)
+        await until(lambda: status_now(broker.port) == b"offline", "nobody said goodbye, so the will is published")
         assert len(read_stream(tmp_path / "data", "telemetry")) == 6
 
 
