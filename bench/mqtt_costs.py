@@ -3,8 +3,8 @@
 QoS 0, as fast as the listener takes it, one of the three grown at a time. Gateway: until the last record is durable.
 Peer: Mosquitto without a subscriber, which takes each message and forgets it: a broker's bare cost of hearing, until it
 has answered a PINGREQ behind the last message. Both under the same native generator, whose own CPU is shown: on few
-cores it takes part of the machine from whoever is measured. The more connections, the fewer messages come at a time (2,000
-divided by the connections, at least one): what grows there is the cost of a read for every few messages.
+cores it takes part of the machine from whoever is measured. The more connections, the fewer messages come at a time
+(2,000 divided by the connections, at least one): what grows there is the cost of a read for every few messages.
 """
 
 from __future__ import annotations
