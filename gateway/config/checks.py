@@ -9,7 +9,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from gateway.config.files import KeyPath, Problem, dotted
-from gateway.config.model import CameraConfig, Config, ListenerConfig, ReconnectingConfig, SubscriberConfig
+from gateway.config.model import (
+    BrokerConfig,
+    CameraConfig,
+    Config,
+    ListenerConfig,
+    ReconnectingConfig,
+    SubscriberConfig,
+    is_loopback,
+)
 
 
 def overlaps(config: Config) -> list[Problem]:
@@ -41,6 +49,15 @@ def _named(config: Config) -> Iterator[tuple[tuple[str, ...], ListenerConfig | S
         yield ("mqtt", "subscribers", name), subscriber
     for name, camera in config.cameras.items():
         yield ("cameras", name), camera
+
+
+def _reconnecting(config: Config) -> Iterator[tuple[tuple[str, ...], ReconnectingConfig]]:
+    """Everything that connects by itself."""
+    for path, source in _named(config):
+        if isinstance(source, ReconnectingConfig):
+            yield path, source
+    if config.control is not None:
+        yield ("control",), config.control
 
 
 def _source_names(config: Config) -> Iterator[Problem]:
@@ -81,15 +98,15 @@ def _same_address(one: str, other: str) -> bool:
 
 
 def _client_ids(config: Config) -> Iterator[Problem]:
-    seen: dict[tuple[str, int, str], str] = {}
-    for name, subscriber in config.mqtt.subscribers.items():
-        if subscriber.client_id is None:
+    seen: dict[tuple[str, int, str], tuple[str, ...]] = {}
+    for path, client in _reconnecting(config):
+        if not isinstance(client, BrokerConfig) or client.client_id is None:
             continue
-        key = (subscriber.host, subscriber.port, subscriber.client_id)
+        key = (client.host, client.port, client.client_id)
         if key in seen:
-            text = f"mqtt.subscribers.{seen[key]} uses it at the same broker, which would disconnect one for the other"
-            yield ("mqtt", "subscribers", name, "client_id"), text
-        seen.setdefault(key, name)
+            text = f"{dotted(seen[key])} uses it at the same broker, which would disconnect one for the other"
+            yield (*path, "client_id"), text
+        seen.setdefault(key, path)
 
 
 def _camera_streams(config: Config) -> Iterator[Problem]:
@@ -139,18 +156,16 @@ def _levels(topic_filter: str) -> int:
 
 
 def _credentials(config: Config) -> Iterator[Problem]:
-    for path, source in _named(config):
-        if not isinstance(source, ReconnectingConfig):
-            continue
+    for path, source in _reconnecting(config):
         if source.password is not None and source.username is None:
             yield path, "has a password but no 'username'"
         if source.reconnect_min_ns > source.reconnect_max_ns:
             yield (*path, "reconnect_min"), "is longer than reconnect_max"
-        if isinstance(source, SubscriberConfig):
+        if isinstance(source, BrokerConfig):
             yield from _tls(path, source)
 
 
-def _tls(path: tuple[str, ...], source: SubscriberConfig) -> Iterator[Problem]:
+def _tls(path: tuple[str, ...], source: BrokerConfig) -> Iterator[Problem]:
     files = {key: getattr(source, key) for key in ("tls_ca", "tls_cert", "tls_key") if getattr(source, key) is not None}
     for key, file in files.items():
         if not source.tls:
@@ -229,6 +244,7 @@ def _warnings(config: Config) -> Iterator[Problem]:
         yield ("mqtt",), "there is no listener, subscriber or camera, so nothing will be recorded"
     yield from _stream_warnings(config)
     yield from _source_warnings(config)
+    yield from _control_warnings(config)
 
 
 def _stream_warnings(config: Config) -> Iterator[Problem]:
@@ -252,8 +268,8 @@ def _source_warnings(config: Config) -> Iterator[Problem]:
     for name, camera in config.cameras.items():
         if urls[camera.url] > 1:
             yield ("cameras", name, "url"), "another camera has the same url; its pictures are recorded twice"
-    for path, source in _named(config):
-        if isinstance(source, ReconnectingConfig) and source.password_file and _others_may_read(source.password_file):
+    for path, source in _reconnecting(config):
+        if source.password_file and _others_may_read(source.password_file):
             yield (*path, "password_file"), f"{source.password_file} may be read by every user; 'chmod 600' it"
 
 
@@ -266,6 +282,16 @@ def _listener_warnings(path: tuple[str, ...], listener: ListenerConfig) -> Itera
         file = getattr(listener, key)
         if file is not None and _others_may_read(file):
             yield (*path, key), f"{file} may be read by every user; 'chmod 600' it"
+
+
+def _control_warnings(config: Config) -> Iterator[Problem]:
+    control = config.control
+    if control is None or not control.commands or is_loopback(control.host):
+        return
+    if control.username is None and control.tls_cert is None:
+        yield ("control", "commands"), "whoever reaches the broker may pause sources, unless it knows its clients"
+    elif not control.tls:
+        yield ("control", "url"), "commands and the password are not encrypted on their way; use mqtts://"
 
 
 def _others_may_read(file: Path) -> bool:

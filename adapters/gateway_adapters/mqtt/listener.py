@@ -54,6 +54,7 @@ class MqttListener:
         self.name = name
         self.config = config
         self.paused = False
+        self.held = False
         self.connect_timeout_s = max(1, config.connect_timeout_ns // NS_PER_S)
         self.keepalive_max_s = max(1, config.keepalive_max_ns // NS_PER_S)
         self._logger = context.logger
@@ -183,9 +184,21 @@ class MqttListener:
         self._waiting.clear()
         await self.sessions.stop()
 
+    async def hold(self) -> None:
+        """Read nothing for a while. Connections stay, new ones wait; no time-out counts what we do not read."""
+        self.held = True
+        for connection in tuple(self._connections):
+            connection.update_reading()
+
+    async def release(self) -> None:
+        """Read on."""
+        self.held = False
+        for connection in tuple(self._connections):
+            connection.update_reading()
+
     def statistics(self) -> dict[str, Any]:
         """Counters since the start, and the present state."""
-        state = "starting" if not self._servers else "paused" if self.paused else "listening"
+        state = "starting" if not self._servers else "paused" if self.paused or self.held else "listening"
         return {
             "state": state,
             "connections": len(self._clients),
