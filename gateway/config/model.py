@@ -406,7 +406,7 @@ class MqttConfig(Section):
 
 
 # Far more than comes between two checkpoints of the sessions (10 s): only what those have made needless is deleted.
-_SESSIONS_STREAM_CONFIG = StreamConfig(retention=Retention(size_bytes=512 * MIB), segment_size="16MiB")
+_SESSIONS_STREAM_CONFIG = StreamConfig.model_validate({"retention": "512MiB", "segment_size": "16MiB"})
 
 
 def _default_streams(cameras: object) -> object:

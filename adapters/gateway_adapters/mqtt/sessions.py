@@ -70,6 +70,7 @@ class Sessions:
         self._data = Path(engine.config.data)
         self._journal = Journal(host.name, engine)
         self._sessions: dict[str, Session] = {}
+        self._lasting: dict[str, Session] = {}  # those that the log knows of
         self._away: OrderedDict[str, Session] = OrderedDict()  # without a connection, the longest first
         self._due: list[tuple[int, int, Session]] = []  # a heap: tick, number, session; checked when its time has come
         self._numbers = itertools.count()
@@ -121,6 +122,7 @@ class Sessions:
         for packet_id, delivery in sorted(found.unreleased.items()):
             if len(session.native) < self.inflight_max:
                 session.native.add(packet_id, delivery)
+        self._lasting[client_id] = session
         session.away_since = self._native.tick - found.away_s
         self._wait_for_client(session)
 
@@ -132,7 +134,7 @@ class Sessions:
         if self._saving is not None:
             await asyncio.wait([self._saving])
         self._journal.stop()
-        if self._changed or self._offsets_now() != self._offsets:
+        if self._has_news():
             await self._save()
 
     # -- connections
@@ -170,7 +172,9 @@ class Sessions:
         elif not expiry_s and present and session.expiry_s:
             lines.append("open 0")
         session.expiry_s = expiry_s
-        session.native.durable = session.native.durable or expiry_s > 0
+        if expiry_s:
+            session.native.durable = True
+            self._lasting[client_id] = session
         self._evict()
         return session, present, self._write(session, lines, awaited=True)
 
@@ -205,6 +209,7 @@ class Sessions:
         """It is over, and whoever has its client id next begins anew; the log is told by the caller."""
         self._sessions.pop(session.client_id, None)
         self._away.pop(session.client_id, None)
+        self._lasting.pop(session.client_id, None)
         if session.will is not None:
             self._wills.hasten(session.will)
             session.will = None
@@ -262,10 +267,7 @@ class Sessions:
     # -- checkpoints
 
     def _has_news(self) -> bool:
-        if self._changed:
-            return True
-        lasting = any(session.native.durable for session in itertools.islice(self._sessions.values(), 1_000))
-        return lasting and self._offsets_now() != self._offsets
+        return self._changed or (bool(self._lasting) and self._offsets_now() != self._offsets)
 
     def _offsets_now(self) -> dict[str, int]:
         """How far each stream is durable: what lies below needs no second look once the sessions are written."""
@@ -280,8 +282,7 @@ class Sessions:
         began_s = time.monotonic()
         self._changed = False
         state = State(self._native.delivery_next, {}, self._offsets_now())
-        lasting = [session for session in self._sessions.values() if session.native.durable]
-        for number, session in enumerate(lasting, 1):
+        for number, session in enumerate(list(self._lasting.values()), 1):
             if session.expiry_s and self._sessions.get(session.client_id) is session:
                 away_s = 0 if session.connected else self._native.tick - session.away_since
                 state.sessions[session.client_id] = SessionState(
