@@ -9,7 +9,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from gateway.config.files import KeyPath, Problem, dotted
-from gateway.config.model import CameraConfig, Config, ListenerConfig, ReconnectingConfig, SubscriberConfig
+from gateway.config.model import (
+    SESSIONS_STREAM,
+    CameraConfig,
+    Config,
+    ListenerConfig,
+    ReconnectingConfig,
+    SubscriberConfig,
+)
 
 
 def overlaps(config: Config) -> list[Problem]:
@@ -20,6 +27,7 @@ def overlaps(config: Config) -> list[Problem]:
         *_client_ids(config),
         *_camera_streams(config),
         *_routes(config),
+        *_internal_streams(config),
         *_credentials(config),
         *_listener_security(config),
         *_limits(config),
@@ -49,6 +57,17 @@ def _source_names(config: Config) -> Iterator[Problem]:
                 f"the name is taken by {dotted(first[path[-1]])}; logs and counters need one name for each source",
             )
         first.setdefault(path[-1], path)
+
+
+def _internal_streams(config: Config) -> Iterator[Problem]:
+    """What listeners remember of sessions must stand alone in its stream."""
+    text = f"{SESSIONS_STREAM} is the gateway's own; choose another stream"
+    for path, source in _named(config):
+        if isinstance(source, CameraConfig):
+            if source.stream == SESSIONS_STREAM:
+                yield (*path, "stream"), text
+        elif any(route.stream == SESSIONS_STREAM for route in source.routes):
+            yield (*path, "routes"), text
 
 
 def _binds(config: Config) -> Iterator[Problem]:

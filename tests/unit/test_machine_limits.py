@@ -27,7 +27,7 @@ def config(**more: Any) -> Any:
 
 
 def test_descriptors_are_added_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Six a stream, that of sessions too, one a connection, and others, against the hard limit; the error has the sum."""
+    """Six a stream, that of sessions too, one a connection, and others, against the hard limit; errors have sums."""
     monkeypatch.setattr(resource, "getrlimit", lambda _: (1024, 4096))
     found = config(listener={"connections_max": 5000})
     assert limits.sums(found)[0].needed == 6 * 3 + 5000 + 68

@@ -13,13 +13,14 @@ import itertools
 import logging
 import time
 from collections import OrderedDict
+from collections.abc import Iterable
 from pathlib import Path
 
 from gateway_native import mqtt
 
 from gateway.clock import NS_PER_S
 from gateway.config import ListenerConfig
-from gateway.errors import SourceError
+from gateway.errors import ConfigError, SourceError
 from gateway.ingest.engine import Engine
 from gateway_adapters.mqtt.headers import escape
 from gateway_adapters.mqtt.protocol import Will
@@ -41,6 +42,8 @@ CHECKPOINT_INTERVAL_S = 10
 CHECKPOINT_SHARE = 20
 # Sessions copied at one go, before the event loop has its turn.
 COPIED_AT_ONCE = 1_000
+# Clients that come and go leave entries in the heap of expiries; it is made anew when it has so many too many.
+STALE_DUE_MAX = 1_024
 
 
 class Session:
@@ -62,6 +65,7 @@ class Sessions:
     """All sessions of one listener. Everything runs on the event loop, but what reads and writes checkpoints."""
 
     def __init__(self, host: Host, config: ListenerConfig, engine: Engine, native: mqtt.Group, wills: Wills) -> None:
+        _check_origin(host.name, engine.config.mqtt.listeners)
         self._host = host
         self._config = config
         self._engine = engine
@@ -240,6 +244,9 @@ class Sessions:
     def _wait_for_client(self, session: Session) -> None:
         session.due = session.away_since + session.expiry_s
         self._away[session.client_id] = session
+        if len(self._due) > 2 * len(self._away) + STALE_DUE_MAX:
+            self._due = [(one.due, next(self._numbers), one) for one in self._away.values() if one is not session]
+            heapq.heapify(self._due)
         heapq.heappush(self._due, (session.due, next(self._numbers), session))
 
     def _end(self, session: Session) -> None:
@@ -310,6 +317,16 @@ class Sessions:
             self._host.say(
                 logging.ERROR, "sessions not written by a fault of the gateway", error=repr(task.exception())
             )
+
+
+def _check_origin(name: str, listeners: Iterable[str]) -> None:
+    """Two names in 65,536 that lead to the same delivery numbers would confuse two listeners' clients."""
+    alike = [other for other in listeners if other != name and delivery_origin(other) == delivery_origin(name)]
+    if alike:
+        raise ConfigError(
+            f"The listeners {name!r} and {alike[0]!r} cannot be told apart by the numbers of their deliveries; give "
+            "one of them another name."
+        )
 
 
 def _restore(data: Path, listener: str, skip: set[str]) -> tuple[State, str]:
