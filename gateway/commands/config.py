@@ -107,8 +107,10 @@ def limits_report(config: Config) -> dict[str, Any]:
         "rings": rings,
         "ring_bytes": config.limits.ring_bytes,
         "buffer_bytes": config.limits.buffer_bytes,
-        "memory_bytes_max": rings * config.limits.ring_bytes + config.limits.buffer_bytes,
+        "session_rings_bytes": limits.session_rings_bytes(config),
+        "memory_bytes_max": limits.memory_bytes(config),
         "connections_max": sum(listener.connections_max for listener in config.mqtt.listeners.values()),
+        "sessions_max": sum(listener.sessions_max for listener in config.mqtt.listeners.values()),
         "sums": [one._asdict() for one in limits.sums(config)],
     }
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from gateway.config.files import KeyPath, Problem, dotted
 from gateway.config.model import (
+    SESSIONS_STREAM,
     BrokerConfig,
     CameraConfig,
     Config,
@@ -28,6 +29,7 @@ def overlaps(config: Config) -> list[Problem]:
         *_client_ids(config),
         *_camera_streams(config),
         *_routes(config),
+        *_internal_streams(config),
         *_credentials(config),
         *_listener_security(config),
         *_limits(config),
@@ -69,6 +71,17 @@ def _source_names(config: Config) -> Iterator[Problem]:
                 f"the name is taken by {dotted(first[path[-1]])}; logs and counters need one name for each source",
             )
         first.setdefault(path[-1], path)
+
+
+def _internal_streams(config: Config) -> Iterator[Problem]:
+    """What listeners remember of sessions must stand alone in its stream."""
+    text = f"{SESSIONS_STREAM} is the gateway's own; choose another stream"
+    for path, source in _named(config):
+        if isinstance(source, CameraConfig):
+            if source.stream == SESSIONS_STREAM:
+                yield (*path, "stream"), text
+        elif any(route.stream == SESSIONS_STREAM for route in source.routes):
+            yield (*path, "routes"), text
 
 
 def _binds(config: Config) -> Iterator[Problem]:

@@ -66,6 +66,16 @@ def rings(config: Config) -> int:
     return len(config.mqtt.listeners) + len(config.mqtt.subscribers) + bool(config.cameras)
 
 
+def session_rings_bytes(config: Config) -> int:
+    """A small ring for each listener's sessions."""
+    return len(config.mqtt.listeners) * SESSION_RING_BYTES
+
+
+def memory_bytes(config: Config) -> int:
+    """Of all rings, and of the batches that are not durable yet."""
+    return rings(config) * config.limits.ring_bytes + session_rings_bytes(config) + config.limits.buffer_bytes
+
+
 def _descriptors(config: Config) -> Sum:
     streams = len(config.written_streams())
     connections = sum(listener.connections_max for listener in config.mqtt.listeners.values())
@@ -96,11 +106,13 @@ def _mappings(config: Config) -> Sum:
 def _memory(config: Config) -> Sum:
     limits = config.limits
     count = rings(config)
+    sessions_bytes = session_rings_bytes(config)
     available = [found for found in (_memory_available(), *map(_number, _CGROUPS)) if found is not None]
     return Sum(
         "memory",
-        count * limits.ring_bytes + len(config.mqtt.listeners) * SESSION_RING_BYTES + limits.buffer_bytes,
-        f"{count} rings of {format_size(limits.ring_bytes)} + {format_size(limits.buffer_bytes)} of buffers",
+        memory_bytes(config),
+        f"{count} rings of {format_size(limits.ring_bytes)} + {format_size(sessions_bytes)} of listeners' small ones"
+        f" + {format_size(limits.buffer_bytes)} of buffers",
         min(available, default=None),
         "Lower 'ring' or 'buffers' in [limits], or let sources share one address and one set of routes.",
     )

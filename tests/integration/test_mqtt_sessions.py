@@ -11,6 +11,7 @@ import paho.mqtt.client as paho
 import pytest
 from gateway_adapters.mqtt.listener import create
 
+from gateway.ingest.source import SourceContext
 from tests.support.gateway import Running, on_uvloop, running, until
 from tests.support.mqtt import PINGREQ, PINGRESP, binary, connect, packet, properties, publish, text
 
@@ -219,6 +220,41 @@ async def test_restart_between_publish_and_release(tmp_path, how):
         assert [value for _, value in await gateway.contents()] == [b"1", b"2", b"3", b"new"]
         deliveries = [int(dict(row[4])["delivery"]) for row in await gateway.records()]
         assert deliveries == sorted(set(deliveries))
+
+
+@on_uvloop
+async def test_listener_is_replaced_while_the_gateway_runs(tmp_path):
+    """As SIGHUP does with one whose configuration changed: its sessions go over to the next."""
+    async with listening(tmp_path) as gateway:
+        async with client(gateway, lasting()) as device:
+            await device.deliver(1, b"once")
+            await gateway.stop()
+        old = gateway.source
+        config = old.config.model_copy(update={"receive_maximum": 5})
+        gateway.source = create("it", config, SourceContext(gateway.engine, gateway.engine.config, old._logger))
+        await gateway.source.start()
+        async with client(gateway, lasting()) as device:
+            assert device.present
+            await device.deliver(1, b"once", dup=True)
+            await device.deliver(2, b"another")
+        assert [value for _, value in await gateway.contents()] == [b"once", b"another"]
+        await gateway.source.stop()
+        gateway.source = old
+
+
+@on_uvloop
+async def test_clients_that_come_and_go(tmp_path, monkeypatch):
+    """What waits for expiries and delays does not grow with their number."""
+    monkeypatch.setattr("gateway_adapters.mqtt.sessions.STALE_DUE_MAX", 10)
+    monkeypatch.setattr("gateway_adapters.mqtt.wills.REVOKED_MAX", 10)
+    async with listening(tmp_path) as gateway:
+        for _ in range(40):
+            async with client(gateway, with_will(3_600)):
+                pass
+            await away(gateway)
+        assert len(gateway.source.sessions._due) <= 13
+        assert len(gateway.source._wills._delayed) <= 13
+        assert gateway.source.statistics()["wills_delayed"] == 1
 
 
 @on_uvloop

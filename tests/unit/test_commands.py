@@ -265,12 +265,13 @@ def test_the_check_says_what_is_odd_and_what_adds_up(
     result = gateway("config", "check", "-c", path)
     assert result.code == 0
     assert "warning: streams.t.retention: waits, as far as it is by age" in result.err
-    assert "descriptors (6 × 2 streams + 10,000 connections" in result.out
+    assert "descriptors (6 × 3 streams + 10,000 connections" in result.out
     assert "of reserve, which is never filled" in result.out
     assert "warning: mqtt.listeners.l.allow_anonymous: everybody who reaches this address may publish" in result.err
     report = json.loads(gateway("config", "check", "-c", path, "--json").out)
     limits = report["limits"]
-    assert limits["memory_bytes_max"] == limits["rings"] * limits["ring_bytes"] + limits["buffer_bytes"]
+    parts = limits["rings"] * limits["ring_bytes"], limits["session_rings_bytes"], limits["buffer_bytes"]
+    assert limits["memory_bytes_max"] == sum(parts)
     assert report["streams"]["t"]["segment_age_ns"] == 30 * 86_400 * 10**9 // 8
     assert report["data"]["free_bytes"] > 0
     assert [one["name"] for one in limits["sums"]] == ["descriptors", "mappings", "memory"]

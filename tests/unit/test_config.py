@@ -279,6 +279,19 @@ def test_two_subscribers_cannot_share_a_client_id(write: Any) -> None:
     assert "mqtt.subscribers.c.client_id: mqtt.subscribers.b uses it" in found
 
 
+@pytest.mark.parametrize(
+    "source",
+    [
+        '[mqtt.listeners.l]\nbind = "127.0.0.1:1883"\nroutes = [{ filter = "#", stream = "__mqtt_sessions" }]',
+        '[cameras.c]\nurl = "rtsp://10.0.0.1/a"\nstream = "__mqtt_sessions"',
+    ],
+)
+def test_nothing_is_recorded_in_the_stream_of_sessions(write: Any, source: str) -> None:
+    """What listeners remember of their clients must stand alone."""
+    (problem,) = problems(write(f'data = "d"\n{source}\n'))
+    assert "__mqtt_sessions is the gateway's own; choose another stream" in problem
+
+
 def test_all_mistakes_are_named_at_once_in_the_order_of_the_file(write: Any) -> None:
     """One run of the check shows everything, as one line each."""
     found = problems(write('data = "d"\n[streams.t]\nack = "x"\nlinger = 1\n[cameras.c]\nurl = "x://"\n[sit]\n'))

@@ -27,14 +27,14 @@ def config(**more: Any) -> Any:
 
 
 def test_descriptors_are_added_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Six a stream, one a connection, and others, against the hard limit; the sum is in the error."""
+    """Six a stream, that of sessions too, one a connection, and others, against the hard limit; errors have sums."""
     monkeypatch.setattr(resource, "getrlimit", lambda _: (1024, 4096))
     found = config(listener={"connections_max": 5000})
-    assert limits.sums(found)[0].needed == 6 * 2 + 5000 + 66
+    assert limits.sums(found)[0].needed == 6 * 3 + 5000 + 68
     with pytest.raises(ConfigError) as caught:
         limits.check(found)
     (problem,) = caught.value.problems
-    assert "needs 5,078 descriptors (6 × 2 streams + 5,000 connections + 66 others); there are 4,096. Raise" in problem
+    assert "needs 5,086 descriptors (6 × 3 streams + 5,000 connections + 68 others); there are 4,096. Raise" in problem
     limits.check(config(listener={"connections_max": 4000}))
     monkeypatch.setattr(resource, "getrlimit", lambda _: (1024, resource.RLIM_INFINITY))
     limits.check(found)
@@ -45,7 +45,7 @@ def test_mappings_count_only_where_segments_are_mapped(monkeypatch: pytest.Monke
     (tmp_path / "count").write_text("2004\n")
     monkeypatch.setattr(limits, "_MAP_COUNT", tmp_path / "count")
     limits.check(config())
-    with pytest.raises(ConfigError, match=r"2,005 mappings \(2 × 2 streams \+ 2,001 others\); there are 2,004"):
+    with pytest.raises(ConfigError, match=r"2,008 mappings \(2 × 3 streams \+ 2,002 others\); there are 2,004"):
         limits.check(config(disk={"append": "mapped"}))
 
 
@@ -55,10 +55,11 @@ def test_memory_is_what_the_machine_or_its_cgroup_has(monkeypatch: pytest.Monkey
     meminfo.write_text("MemTotal: 9999999 kB\nMemAvailable: 204800 kB\n")
     monkeypatch.setattr(limits, "_MEMORY", meminfo)
     monkeypatch.setattr(limits, "_CGROUPS", (group, tmp_path / "none"))
-    for text, fits in (("max\n", True), (f"{128 * MIB}\n", True), (f"{127 * MIB}\n", False)):
+    for text, fits in (("max\n", True), (f"{129 * MIB}\n", True), (f"{128 * MIB}\n", False)):
         group.write_text(text)
         assert limits.sums(config())[2].fits is fits
-    with pytest.raises(ConfigError, match=r"128 MiB of memory \(1 rings of 64.0 MiB \+ 64.0 MiB of buffers\)"):
+    parts = r"1 rings of 64.0 MiB \+ 1.00 MiB of listeners' small ones \+ 64.0 MiB of buffers"
+    with pytest.raises(ConfigError, match=rf"129 MiB of memory \({parts}\)"):
         limits.check(config())
 
 
@@ -85,7 +86,7 @@ def test_the_disk_is_divided_by_its_size(total: int, set_to: str | None, reserve
 def test_a_reserve_that_does_not_fit_is_refused() -> None:
     """Only one that was set; the sum is shown."""
     with pytest.raises(
-        ConfigError, match=r"99.0 GiB of reserve \+ .* \+ 2.00 MiB for a segment of each stream are more"
+        ConfigError, match=r"99.0 GiB of reserve \+ .* \+ 3.00 MiB for a segment of each stream are more"
     ):
         disk.plan(config(disk={"reserve": "99GiB"}), 99 * GIB)
     assert disk.plan(config(), 8 * MIB).reserve_bytes == 8 * MIB // 20

@@ -174,11 +174,11 @@ def test_unsubscribe():
 
 
 def test_disconnect():
-    """The reason may be left out, and its properties too."""
+    """The reason may be left out, and its properties too; an expiry interval is kept."""
     assert protocol.decode_disconnect(b"", 4) == protocol.decode_disconnect(b"", 5) == Disconnect(0)
     assert protocol.decode_disconnect(b"\4", 5) == Disconnect(4)
     body = b"\x80" + properties(b"\x1f" + text("why"), b"\x11\0\0\0\0")
-    assert protocol.decode_disconnect(body, 5) == Disconnect(0x80)
+    assert protocol.decode_disconnect(body, 5) == Disconnect(0x80, 0)
     for version, wrong in ((4, b"\0"), (5, b"\0\0x"), (5, b"\0\3\x1f\0\5")):
         with pytest.raises(RemoteFault):
             protocol.decode_disconnect(wrong, version)

@@ -16,8 +16,10 @@ from gateway_adapters.mqtt.session_state import (
     restore,
     save,
 )
+from gateway_adapters.mqtt.sessions import _check_origin
 from gateway_native import batch
 
+from gateway.errors import ConfigError
 from gateway.log.layout import prepare
 
 LISTENER = "devices"
@@ -161,6 +163,18 @@ def test_two_listeners_with_clients_of_one_name_in_one_stream(data: Path) -> Non
     write(data, "telemetry", publish(1, number(1)), publish(2, number(50, "other")))
     assert restore(data, LISTENER, None).sessions[CLIENT].unreleased == {1: number(1)}
     assert restore(data, "other", None).sessions[CLIENT].unreleased == {2: number(50, "other")}
+
+
+def test_two_listeners_whose_numbers_would_be_the_same() -> None:
+    """Their names differ, their deliveries would not: a sentence says so."""
+    origins: dict[int, str] = {}
+    for count in range(100_000):
+        other = origins.setdefault(delivery_origin(f"l-{count}"), f"l-{count}")
+        if other != f"l-{count}":
+            break
+    _check_origin(other, [other, "unlike"])
+    with pytest.raises(ConfigError, match=f"'{other}' and 'l-{count}' cannot be told apart"):
+        _check_origin(other, [other, f"l-{count}"])
 
 
 def test_stream_deleted_since_the_checkpoint(data: Path) -> None:

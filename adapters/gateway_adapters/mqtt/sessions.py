@@ -13,13 +13,14 @@ import itertools
 import logging
 import time
 from collections import OrderedDict
+from collections.abc import Iterable
 from pathlib import Path
 
 from gateway_native import mqtt
 
 from gateway.clock import NS_PER_S
 from gateway.config import ListenerConfig
-from gateway.errors import SourceError
+from gateway.errors import ConfigError, SourceError
 from gateway.ingest.engine import Engine
 from gateway_adapters.mqtt.headers import escape
 from gateway_adapters.mqtt.protocol import Will
@@ -41,6 +42,8 @@ CHECKPOINT_INTERVAL_S = 10
 CHECKPOINT_SHARE = 20
 # Sessions copied at one go, before the event loop has its turn.
 COPIED_AT_ONCE = 1_000
+# Clients that come and go leave entries in the heap of expiries; it is made anew when it has so many too many.
+STALE_DUE_MAX = 1_024
 
 
 class Session:
@@ -62,6 +65,7 @@ class Sessions:
     """All sessions of one listener. Everything runs on the event loop, but what reads and writes checkpoints."""
 
     def __init__(self, host: Host, config: ListenerConfig, engine: Engine, native: mqtt.Group, wills: Wills) -> None:
+        _check_origin(host.name, engine.config.mqtt.listeners)
         self._host = host
         self._config = config
         self._engine = engine
@@ -70,6 +74,7 @@ class Sessions:
         self._data = Path(engine.config.data)
         self._journal = Journal(host.name, engine)
         self._sessions: dict[str, Session] = {}
+        self._lasting: dict[str, Session] = {}  # those that the log knows of
         self._away: OrderedDict[str, Session] = OrderedDict()  # without a connection, the longest first
         self._due: list[tuple[int, int, Session]] = []  # a heap: tick, number, session; checked when its time has come
         self._numbers = itertools.count()
@@ -121,6 +126,7 @@ class Sessions:
         for packet_id, delivery in sorted(found.unreleased.items()):
             if len(session.native) < self.inflight_max:
                 session.native.add(packet_id, delivery)
+        self._lasting[client_id] = session
         session.away_since = self._native.tick - found.away_s
         self._wait_for_client(session)
 
@@ -132,7 +138,7 @@ class Sessions:
         if self._saving is not None:
             await asyncio.wait([self._saving])
         self._journal.stop()
-        if self._changed or self._offsets_now() != self._offsets:
+        if self._has_news():
             await self._save()
 
     # -- connections
@@ -170,7 +176,9 @@ class Sessions:
         elif not expiry_s and present and session.expiry_s:
             lines.append("open 0")
         session.expiry_s = expiry_s
-        session.native.durable = session.native.durable or expiry_s > 0
+        if expiry_s:
+            session.native.durable = True
+            self._lasting[client_id] = session
         self._evict()
         return session, present, self._write(session, lines, awaited=True)
 
@@ -205,6 +213,7 @@ class Sessions:
         """It is over, and whoever has its client id next begins anew; the log is told by the caller."""
         self._sessions.pop(session.client_id, None)
         self._away.pop(session.client_id, None)
+        self._lasting.pop(session.client_id, None)
         if session.will is not None:
             self._wills.hasten(session.will)
             session.will = None
@@ -235,6 +244,9 @@ class Sessions:
     def _wait_for_client(self, session: Session) -> None:
         session.due = session.away_since + session.expiry_s
         self._away[session.client_id] = session
+        if len(self._due) > 2 * len(self._away) + STALE_DUE_MAX:
+            self._due = [(one.due, next(self._numbers), one) for one in self._away.values() if one is not session]
+            heapq.heapify(self._due)
         heapq.heappush(self._due, (session.due, next(self._numbers), session))
 
     def _end(self, session: Session) -> None:
@@ -262,10 +274,7 @@ class Sessions:
     # -- checkpoints
 
     def _has_news(self) -> bool:
-        if self._changed:
-            return True
-        lasting = any(session.native.durable for session in itertools.islice(self._sessions.values(), 1_000))
-        return lasting and self._offsets_now() != self._offsets
+        return self._changed or (bool(self._lasting) and self._offsets_now() != self._offsets)
 
     def _offsets_now(self) -> dict[str, int]:
         """How far each stream is durable: what lies below needs no second look once the sessions are written."""
@@ -280,8 +289,7 @@ class Sessions:
         began_s = time.monotonic()
         self._changed = False
         state = State(self._native.delivery_next, {}, self._offsets_now())
-        lasting = [session for session in self._sessions.values() if session.native.durable]
-        for number, session in enumerate(lasting, 1):
+        for number, session in enumerate(list(self._lasting.values()), 1):
             if session.expiry_s and self._sessions.get(session.client_id) is session:
                 away_s = 0 if session.connected else self._native.tick - session.away_since
                 state.sessions[session.client_id] = SessionState(
@@ -309,6 +317,16 @@ class Sessions:
             self._host.say(
                 logging.ERROR, "sessions not written by a fault of the gateway", error=repr(task.exception())
             )
+
+
+def _check_origin(name: str, listeners: Iterable[str]) -> None:
+    """Two names in 65,536 that lead to the same delivery numbers would confuse two listeners' clients."""
+    alike = [other for other in listeners if other != name and delivery_origin(other) == delivery_origin(name)]
+    if alike:
+        raise ConfigError(
+            f"The listeners {name!r} and {alike[0]!r} cannot be told apart by the numbers of their deliveries; give "
+            "one of them another name."
+        )
 
 
 def _restore(data: Path, listener: str, skip: set[str]) -> tuple[State, str]:

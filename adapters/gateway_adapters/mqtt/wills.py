@@ -20,6 +20,8 @@ from gateway_adapters.mqtt.shown import shown
 
 # Wills that wait: for their delay to pass, or for room in the ring.
 WAITING_BYTES_MAX = 4 * 2**20
+# Revoked wills stay in the heap until it has so many more entries than wills.
+REVOKED_MAX = 1_024
 
 
 class Host(Protocol):
@@ -55,6 +57,7 @@ class Wills:
         self._delayed: list[tuple[int, int, DelayedWill]] = []  # a heap: tick, number, will
         self._numbers = itertools.count()
         self._bytes = 0
+        self._delayed_count = 0
 
     def __bool__(self) -> bool:
         """Do some wait for room?"""
@@ -62,8 +65,8 @@ class Wills:
 
     @property
     def delayed(self) -> int:
-        """Wills whose time has not come, those that were revoked meanwhile included."""
-        return len(self._delayed)
+        """Wills whose time has not come."""
+        return self._delayed_count
 
     def delay(self, will: Will, seconds: int) -> DelayedWill | None:
         """Record it in so many seconds; at once, with None, when too many wait already."""
@@ -73,6 +76,10 @@ class Wills:
             return None
         delayed = DelayedWill(will, size)
         self._bytes += size
+        self._delayed_count += 1
+        if len(self._delayed) > 2 * self._delayed_count + REVOKED_MAX:
+            self._delayed = [entry for entry in self._delayed if entry[2].will is not None]
+            heapq.heapify(self._delayed)
         heapq.heappush(self._delayed, (self._native.tick + seconds, next(self._numbers), delayed))
         return delayed
 
@@ -95,6 +102,7 @@ class Wills:
         will, delayed.will = delayed.will, None
         if will is not None:
             self._bytes -= delayed.size
+            self._delayed_count -= 1
         return will
 
     def publish(self, will: Will) -> None:
