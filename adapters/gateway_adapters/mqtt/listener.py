@@ -82,6 +82,7 @@ class MqttListener:
         self._clients: dict[str, Device] = {}
         self._waiting: deque[SocketLink] = deque()  # for room in the ring, first come first served
         engine = context.engine
+        self._gaps = engine.gaps
         self._wills = Wills(self, self.native, engine.gaps, lambda: {at: name for name, at in engine.streams.items()})
         self.sessions = Sessions(self, config, engine, self.native, self._wills)
         self._said = dict.fromkeys(_UNRECORDED, 0)
