@@ -334,6 +334,7 @@ class ListenerConfig(Section):
     bind: Bind
     routes: list[Route] = Field(min_length=1)
     subscribe: Literal["refuse", "accept"] = "refuse"
+    client_header: bool = False  # does every record say which client sent it?
     max_packet_bytes: SizeBytes = Field(default=RECORD_BYTES_MAX, alias="max_packet", ge=128, le=RECORD_BYTES_MAX)
     connections_max: int = Field(default=10_000, ge=1, le=1_000_000)
     receive_maximum: int = Field(default=1_024, ge=1, le=65_535)  # unacknowledged QoS 1 publishes per connection

@@ -144,6 +144,7 @@ class SocketLink(mqtt.Connection, asyncio.BufferedProtocol):
             session=session,
             topic_alias_max=topic_alias_max,
             allow=self.device.allow,
+            client_header=self._listener.config.client_header,
             rate_messages=self._listener.config.messages_per_second,
         )
 
