@@ -272,6 +272,8 @@ async def test_handshake_that_never_ends(tmp_path, site):
             assert await mute.rest() == b""
             assert await slow.rest() == b""
         await until(lambda: not gateway.source._entering, "both are gone")
+        assert gateway.source.statistics()["timeouts"] == 2
+        assert len(gateway.events.named("did not end in time")) == 2
         assert gateway.source.door.admission._sockets == {}
 
 

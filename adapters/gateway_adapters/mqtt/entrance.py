@@ -100,6 +100,10 @@ class Handshake:
 
     def _say(self, error: OSError) -> None:
         """One line; a connection that was cut before it began (a port scan, a health check) is no failure."""
+        if isinstance(error, ConnectionAbortedError):  # the event loop's word for a time-out
+            self._listener.count("timeouts")
+            self._listener.say(logging.INFO, "connection closed: the TLS handshake did not end in time", peer=self.peer)
+            return
         if isinstance(error, ConnectionError) and not self._listener.paused:
             self._listener.count("cut_off")
             return
