@@ -179,7 +179,6 @@ LISTENER = 'data = "d"\n[mqtt.listeners.a]\nbind = "127.0.0.1:1883"\nroutes = [{
         (LISTENER.replace('"t"', '"{topic}"'), "'{topic}' is not a template for a stream's name"),
         (LISTENER.replace('"t"', '"a/{1}"'), "'a/{1}' is not a template for a stream's name"),
         (LISTENER.replace('"t"', '".."'), "'..' is not a usable name"),
-        (LISTENER.replace('"t"', '"__mqtt_sessions"'), "as only the gateway's own streams do"),
         (LISTENER.replace('"t"', '"t", key = "{10}"'), "'{10}' is not a template for a key"),
         (LISTENER.replace('"t"', '"t", key = ""'), "'' is not a template for a key"),
         (LISTENER.replace('"t"', '"t", overload = "drop"'), "must be 'wait' or 'drop-newest', not 'drop'"),
