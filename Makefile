@@ -6,6 +6,7 @@
 #   make lint       ruff, mypy --strict, and the stubs of the extension modules
 #   make bench      measurements beside the peers that are found
 #   make sanitize   native unit tests under address, undefined-behaviour and thread sanitizers
+#   make fuzz       the MQTT parser under atheris                                             SECONDS=20
 #   make torture    the simulated crashes (or for so many SECONDS), and the real ones           SEEDS=20000 ROUNDS=300
 #   make dist       sdist and wheel in dist/
 #   make clean      removes what was built; make distclean removes .venv too
@@ -32,7 +33,7 @@ NATIVE := _native/gateway_native
 NATIVE_SOURCES := $(wildcard $(NATIVE)/*.pyx $(NATIVE)/*.pxd $(NATIVE)/*.h $(NATIVE)/crc32c.c)
 NATIVE_MODULES := $(patsubst $(NATIVE)/%.pyx,gateway_native.%,$(wildcard $(NATIVE)/*.pyx))
 
-.PHONY: help demo run test lint bench sanitize sanitize-address sanitize-thread torture dist clean distclean format
+.PHONY: help demo run test lint bench fuzz sanitize sanitize-address sanitize-thread torture dist clean distclean format
 
 help:
 	@sed -n 's/^# \{0,1\}//; 1,/^$$/p' Makefile
@@ -64,6 +65,9 @@ $(VENV)/.stamp-run: pyproject.toml | $(VENV)/.stamp-build
 $(VENV)/.stamp-test: pyproject.toml | $(VENV)/.stamp-build
 	$(call install,.[test])
 	@touch $(VENV)/.stamp-run
+
+$(VENV)/.stamp-fuzz: $(VENV)/.stamp-test
+	$(call install,.[test,fuzz])
 
 $(VENV)/.stamp-lint: $(VENV)/.stamp-test
 	$(call install,.[lint])
@@ -100,6 +104,18 @@ torture: $(VENV)/.stamp-test
 	$(BIN)/python -m tests.simulation \
 	    $(if $(findstring file,$(origin SECONDS)),--seeds $(FIRST):$(SEEDS),--seeds $(FIRST): --seconds $(SECONDS))
 	GATEWAY_CRASH_ROUNDS=$(ROUNDS) $(BIN)/python -m pytest tests/crash --timeout 3600
+
+# --- fuzzing ---------------------------------------------------------------------------------------------------------
+# The extensions are built a second time, so that the fuzzer sees which of their branches an input reaches. GCC does that with
+# calls that tests/fuzz/coverage.c counts.
+
+fuzz: $(VENV)/.stamp-fuzz
+	@mkdir -p build/fuzz
+	$(CC) -O2 -fPIC -shared -o build/fuzz/coverage.so tests/fuzz/coverage.c
+	GATEWAY_CFLAGS="-fsanitize-coverage=trace-pc -g -O1" \
+	    $(BIN)/python setup.py --quiet build --build-base build/fuzz --build-lib build/fuzz/lib
+	GATEWAY_COVERAGE=$(CURDIR)/build/fuzz/coverage.so PYTHONPATH=build/fuzz/lib:. \
+	    $(BIN)/python -m tests.fuzz.fuzz_mqtt -max_total_time=$(SECONDS)
 
 # --- sanitizers ------------------------------------------------------------------------------------------------------
 # The extensions are built a second time into a tree of their own, and the interpreter starts with the sanitizer's run-time

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import json
 import os
 import shutil
 import subprocess
+import time
 from pathlib import Path
 from typing import NamedTuple
 
@@ -80,6 +83,34 @@ def fio_write(directory: Path, block_bytes: int, seconds: float) -> float:
         raise RuntimeError(f"fio ended with {done.returncode}: {done.stderr.strip() or done.stdout.strip()}")
     written = json.loads(done.stdout[done.stdout.index("{") :])["jobs"][0]["write"]
     return float(written["io_bytes"] / (written["runtime"] / 1e3))
+
+
+def many_files_write(directory: Path, files: int, block_bytes: int, seconds: float) -> float:
+    """Bytes per second of a bare loop: a block appended to each of so many files, then one syncfs for all of them.
+
+    Files grow as segments do: preallocated from 1 MiB on, doubling.
+    """
+    libc = ctypes.CDLL(None, use_errno=True)
+    block = os.urandom(block_bytes)
+    with contextlib.ExitStack() as opened:
+        descriptors = []
+        for number in range(files):
+            descriptors.append(os.open(directory / f"{number}.bare", os.O_CREAT | os.O_WRONLY))
+            opened.callback(os.close, descriptors[-1])
+        position = allocated = written = 0
+        most, start = free_bytes(directory), time.perf_counter()
+        while (elapsed_s := time.perf_counter() - start) < seconds and written < most:
+            if position + block_bytes > allocated:
+                allocated = max(2**20, 2 * allocated)
+                for descriptor in descriptors:
+                    os.posix_fallocate(descriptor, 0, allocated)
+            for descriptor in descriptors:
+                os.pwrite(descriptor, block, position)
+            if libc.syncfs(descriptors[0]):
+                raise OSError(ctypes.get_errno(), "syncfs failed")
+            position += block_bytes
+            written += files * block_bytes
+        return written / max(elapsed_s, time.perf_counter() - start)
 
 
 def _fio() -> str:

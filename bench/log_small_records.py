@@ -2,7 +2,8 @@
 
 64 B values with keys of 22 B, full speed, without acknowledgements, records to all partitions in turn (each next record
 belongs to another one). CPU is that of the two threads alone, per record that became durable. fio beside it (256 KiB,
-the same disk) shows where the disk is the limit: then records/s say nothing of the log.
+the same disk) shows where the disk is the limit: then records/s say nothing of the log. So does, for many partitions, a
+bare loop that appends as much to each of as many files as the log did in one commit, and then calls syncfs once.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from bench.common import Result, duration_s, median, scratch
-from bench.disk import fio_write, free_bytes
+from bench.disk import fio_write, free_bytes, many_files_write
 from bench.recorder import recording
 
 VALUE_BYTES = 64
@@ -22,6 +23,8 @@ STORAGES = ("mapped", "pwrite")
 BUFFER_BYTES = 64 * 2**20  # the default
 # On the disk a record takes no more than this, so it bounds what a round fills.
 RECORD_BYTES_MAX = 128
+# From so many partitions on, syncing many files is a limit of its own.
+BARE_PARTITIONS_MIN = 100
 
 
 class Round(NamedTuple):
@@ -31,6 +34,7 @@ class Round(NamedTuple):
     records_per_s: float
     bytes_per_s: float
     records_per_batch: float
+    bytes_per_commit: float
 
 
 def one_round(directory: Path, storage: str, partitions: int, buffer_bytes: int, seconds: float) -> Round:
@@ -55,6 +59,7 @@ def one_round(directory: Path, storage: str, partitions: int, buffer_bytes: int,
             records_per_s=load.records / elapsed_s,
             bytes_per_s=done["log_bytes"] / elapsed_s,
             records_per_batch=load.records / done["batches"],
+            bytes_per_commit=done["log_bytes"] / done["commits"],
         )
 
 
@@ -70,6 +75,7 @@ def run(rounds: int) -> Result:
             "million records/s",
             "MB/s",
             "records/batch",
+            "bare loop, MB/s",
         )
     )
     seconds = duration_s(5.0, 1.0)
@@ -77,6 +83,7 @@ def run(rounds: int) -> Result:
     # What many streams take in during one commit is bounded by the buffers: [limits] buffers.
     taken["pwrite", PARTITIONS[-1], 16 * BUFFER_BYTES] = []
     disk: list[float] = []
+    bare: dict[tuple[str, int, int], list[float]] = {key: [] for key in taken if key[1] >= BARE_PARTITIONS_MIN}
     for _ in range(rounds):
         with scratch() as directory:
             disk.append(fio_write(directory, 262_144, seconds))
@@ -84,7 +91,14 @@ def run(rounds: int) -> Result:
             with scratch() as directory:
                 os.sync()
                 found.append(one_round(directory, storage, partitions, buffer_bytes, seconds))
+            loops = bare.get((storage, partitions, buffer_bytes))
+            if loops is not None:
+                with scratch() as directory:
+                    os.sync()
+                    block_bytes = int(found[-1].bytes_per_commit) // partitions
+                    loops.append(many_files_write(directory, partitions, block_bytes, seconds))
     for (storage, partitions, buffer_bytes), found in taken.items():
+        loops = bare.get((storage, partitions, buffer_bytes))
         middle = Round(*(median(list(values)) for values in zip(*found, strict=True)))
         result.rows.append(
             (
@@ -97,6 +111,7 @@ def run(rounds: int) -> Result:
                 f"{middle.records_per_s / 1e6:.2f}",
                 f"{middle.bytes_per_s / 1e6:,.0f}",
                 f"{middle.records_per_batch:,.1f}",
+                f"{median(loops) / 1e6:,.0f}" if loops else "",
             )
         )
     result.facts["seconds_a_run"] = seconds

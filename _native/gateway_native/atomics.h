@@ -15,6 +15,9 @@ static inline uint64_t gw_exchange(uint64_t *p, uint64_t v) { return __atomic_ex
 static inline uint64_t gw_load_seq(const uint64_t *p) { return __atomic_load_n(p, __ATOMIC_SEQ_CST); }
 static inline void gw_store_seq(uint64_t *p, uint64_t v) { __atomic_store_n(p, v, __ATOMIC_SEQ_CST); }
 
+/* Ask for a cache line that will be written soon. Any address will do. */
+static inline void gw_prefetch(const void *p) { __builtin_prefetch(p, 1, 3); }
+
 /* Order everything before against everything after. ThreadSanitizer does not model bare fences, so a fence is a
  * read-modify-write on a word of its own there. */
 #if defined(__SANITIZE_THREAD__)

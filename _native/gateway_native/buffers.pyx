@@ -4,7 +4,7 @@ A batch is kept until it is durable, so what a buffer has beyond its batch is lo
 Hence several sizes: a thousand partitions that get a few records each must not take 256 KiB for everyone.
 """
 
-from libc.stdint cimport uint8_t
+from libc.stdint cimport uint8_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcpy, memset
 
@@ -15,6 +15,7 @@ from gateway_native.state cimport (
     Batch,
     BatchList,
     WriterState,
+    dirty_partitions,
     pop_batch,
 )
 
@@ -46,8 +47,18 @@ cdef bint free_spare(WriterState* w) noexcept nogil:
     return False
 
 
+cdef size_t share_bytes(WriterState* w) noexcept nogil:
+    """What one open batch may take: each dirty partition may have one open and one that is being synced."""
+    cdef uint64_t share = w.buffer_bytes_max // (2 * dirty_partitions(w) + 1)
+    return BATCH_BYTES if share > BATCH_BYTES else share
+
+
 cdef Batch* take_buffer(WriterState* w, size_t bytes_needed, size_t expected) noexcept nogil:
-    cdef int size = size_for(bytes_needed if bytes_needed > expected else expected)
+    cdef size_t share = share_bytes(w)
+    cdef int size
+    if expected > share:
+        expected = share // 2 + 1       # the next smaller size
+    size = size_for(bytes_needed if bytes_needed > expected else expected)
     cdef size_t capacity = <size_t>BATCH_BYTES_LEAST << size
     cdef Batch* batch = w.free_batches[size]
     if bytes_needed > capacity:
@@ -57,8 +68,7 @@ cdef Batch* take_buffer(WriterState* w, size_t bytes_needed, size_t expected) no
         batch.next = NULL
         batch.finished_bytes = 0
         batch.waiting_rings = 0
-        memset(batch.counts, 0, sizeof(batch.counts))
-        memset(batch.content_bytes, 0, sizeof(batch.content_bytes))
+        memset(batch.shares, 0, sizeof(batch.shares))
         batch.begins_segment = batch.was_appended = False
         return batch
     while w.buffer_bytes + capacity > w.buffer_bytes_max and free_spare(w):
@@ -81,7 +91,7 @@ cdef bint grow_buffer(WriterState* w, Batch* batch) noexcept nogil:
     cdef Batch* larger
     cdef uint8_t* data
     cdef size_t capacity
-    if batch.capacity >= BATCH_BYTES:
+    if 2 * batch.capacity > share_bytes(w):
         return False
     larger = take_buffer(w, 2 * batch.capacity, 0)
     if larger is NULL:

@@ -12,6 +12,7 @@ from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 
 from gateway_native.mqtt_aliases cimport MqttAliases
 from gateway_native.mqtt_drops cimport MqttDrops
+from gateway_native.mqtt_kept cimport MqttBudget, MqttKept
 from gateway_native.mqtt_rate cimport MqttRate
 from gateway_native.mqtt_routes cimport MqttRoutes, Routes as RoutesType
 from gateway_native.mqtt_session cimport MqttSession, MqttSessions, Session as SessionType
@@ -20,13 +21,17 @@ from gateway_native.ring cimport Ring, RingState
 
 cdef enum:
     SHARED_BYTES = 262144           # the receive buffer that all connections of a group share
-    DIRECT_BYTES = 65536            # a larger packet is received into a buffer of its connection's own
     CROWDED_BYTES = 2048            # received at once while the ring is full: what may then have to be kept
     NOGIL_BYTES = 16384             # parse shorter buffers with the GIL held: giving it up costs more than it frees
     CONTROL_BYTES_MAX = 524288      # any packet but PUBLISH; the largest CONNECT has five fields of 64 KiB
     ACKS_MAX = 65535                # packet identifiers there are
     ACK_BYTES_MAX = 5
+    OVERSIZED_BYTES = 65544         # of a publish too large to take: header, topic and packet identifier
     NAME_BYTES_MAX = 256            # of a topic kept for a log line, and room for a stream's name
+
+    # Which side of the wire the group's connections are.
+    ROLE_SERVER = 0                 # clients connect to us; their first packet is CONNECT
+    ROLE_CLIENT = 1                 # we connected to a broker; its first packet is CONNACK
 
     # Why the parser stopped.
     STOP_NONE = 0                   # it did not; there is more to parse
@@ -99,6 +104,7 @@ cdef struct MqttConnection:
     uint32_t body_bytes             # STOP_PACKET: what follows it
     uint64_t need                   # STOP_END: bytes of the packet that is not whole yet, as far as known
     uint32_t pings                  # PINGREQs not answered yet
+    uint64_t skip                   # of the packet before, a publish that was too large: bytes still to be passed over
     int64_t resume_ns               # STOP_RATE: when to go on, monotonic
     # Answers that have not left yet, in their order: a circular buffer that doubles.
     MqttAck* acks
@@ -118,6 +124,7 @@ cdef struct MqttGroup:
     uint64_t packet_bytes_max
     uint64_t record_bytes_max       # key, value and headers of one record
     int64_t clock_ns                # not 0: tests' own time, of both clocks
+    uint8_t role                    # ROLE_*
     const MqttRoutes* routes
     # What every message touches.
     bint crowded                    # the ring was full: connections wait, and nobody may pass them
@@ -132,6 +139,7 @@ cdef struct MqttGroup:
     MqttText wanted                 # STOP_STREAM: the name; valid until the next call of mqtt_parse
     MqttConnection* waiting         # those with acknowledgements pending
     # More counters.
+    uint64_t retained               # of the records: those whose retain flag was set
     uint64_t unrouted               # publishes whose topic no route takes
     uint64_t acknowledged
     uint64_t refused                # publishes whose record the full disk had no room for
@@ -174,8 +182,7 @@ cdef class Group:
     cdef readonly RoutesType routes
     cdef uint8_t* out               # acknowledgements of one connection
     cdef Window window
-    cdef readonly uint64_t kept_bytes       # in buffers of connections' own
-    cdef readonly uint64_t kept_bytes_max
+    cdef MqttBudget budget
     cdef readonly uint64_t tick             # counts calls of `advance`, about one a second
     cdef uint64_t drops_taken
     cdef public object resolve      # callable(bytes) -> int: the partition of a stream that a template named
@@ -195,19 +202,12 @@ cdef class Connection:
     cdef readonly uint64_t seen     # tick at which something was last received
     cdef public uint64_t patience   # ticks without any byte until `overdue`; 0: for ever
     cdef uint64_t partial_since     # tick at which the packet that is not whole yet began
-    # A packet that is not whole yet, or all that came after the ring was full.
-    cdef uint8_t* kept
-    cdef size_t kept_capacity
-    cdef size_t kept_start
-    cdef size_t kept_size
-    cdef bint direct                # receive into `kept` itself: the packet is large
+    cdef MqttKept kept
     # What is being parsed; NULL between two buffers.
     cdef const uint8_t* data
     cdef size_t size
     cdef size_t position
     cdef void parse(self) noexcept
     cdef void keep(self) noexcept
-    cdef void keep_in(self, const uint8_t* rest, size_t left, size_t capacity) noexcept
-    cdef void drop_kept(self) noexcept
     cdef int answer(self) except -1
     cdef int find_stream(self) except -1

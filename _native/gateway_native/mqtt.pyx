@@ -3,22 +3,26 @@
 cimport cython
 from cpython.buffer cimport PyBuffer_FillInfo
 from cpython.bytes cimport PyBytes_FromStringAndSize
-from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc
-from libc.string cimport memcpy, memmove, memset
+from libc.string cimport memcpy, memset
 from posix.time cimport CLOCK_MONOTONIC, CLOCK_REALTIME, clock_gettime, timespec
 
 from gateway_native.mqtt_acks cimport (
     ACKS_FINE,
     ACKS_REFUSED,
+    PUBACK,
     acks_forget,
+    acks_make_room,
+    acks_push,
     acks_release,
     acks_settle_refusals,
-    acks_unlist,
 )
 from gateway_native.mqtt_aliases cimport ALIASES_MAX, aliases_drop
 from gateway_native.mqtt_drops cimport MqttDrop
-from gateway_native.mqtt_publish cimport fault, fault_of_topic, publish, release, variable_integer
+from gateway_native.mqtt_headers cimport variable_integer
+from gateway_native.mqtt_kept cimport kept_drop, kept_put
+from gateway_native.mqtt_publish cimport fault, fault_of_topic, publish, release
 from gateway_native.mqtt_rate cimport rate_charge, rate_resume, rate_set
 from gateway_native.mqtt_session cimport PARTITION_NONE, spin_lock, spin_unlock
 from gateway_native.mqtt_text cimport TEXT_OK, text_check
@@ -35,20 +39,23 @@ cdef extern from "atomics.h" nogil:
 
 cdef enum:
     CONNECT = 1
+    CONNACK = 2
     PUBLISH = 3
     PUBREL = 6
     PINGREQ = 12
+    PINGRESP = 13
+    DISCONNECT = 14
     AUTH = 15
 
-    NOT_SENT_BY_CLIENTS = 0xFF      # in FLAGS_OF_TYPE
+    NOT_SENT = 0xFF                 # in FLAGS_OF_TYPE
 
     SESSIONS_BYTES_MAX = 67108864   # identifiers of all sessions of a group, see MqttDelivery
 
 # MQTT 5 reason code, and the sentence that a log line says after "closed:".
 FAULTS = (
     (0x00, "nothing is wrong"),
-    (0x82, "the first packet is not CONNECT"),
-    (0x82, "a packet of a type that clients do not send"),
+    (0x82, "the first packet is not the one that opens a connection"),
+    (0x82, "a packet of a type that its side does not send"),
     (0x81, "reserved flags of the fixed header are wrong"),
     (0x81, "the length of a packet is malformed"),
     (0x95, "a packet is larger than allowed"),
@@ -79,9 +86,10 @@ FAULTS = (
 )
 
 # Flags each packet type must have [MQTT-2.2.2-2]; PUBLISH has its own rules.
-cdef uint8_t[16] FLAGS_OF_TYPE = [
-    NOT_SENT_BY_CLIENTS, 0, NOT_SENT_BY_CLIENTS, 0, 0, 0, 2, 0,
-    2, NOT_SENT_BY_CLIENTS, 2, NOT_SENT_BY_CLIENTS, 0, NOT_SENT_BY_CLIENTS, 0, 0,
+cdef uint8_t[2][16] FLAGS_OF_TYPE = [
+    # From clients: no CONNACK, SUBACK, UNSUBACK, PINGRESP. From servers: the other way round; CONNACK only once.
+    [NOT_SENT, 0, NOT_SENT, 0, 0, 0, 2, 0, 2, NOT_SENT, 2, NOT_SENT, 0, NOT_SENT, 0, 0],
+    [NOT_SENT, NOT_SENT, NOT_SENT, 0, 0, 0, 2, 0, NOT_SENT, 0, NOT_SENT, 0, NOT_SENT, 0, 0, 0],
 ]
 
 
@@ -100,15 +108,17 @@ class RemoteFault(Exception):
 
 # -- the packets of a buffer -------------------------------------------------------------------------------------------
 
-cdef uint8_t fault_of_first_byte(MqttConnection* connection, uint8_t first_byte) noexcept nogil:
+cdef uint8_t fault_of_first_byte(uint8_t role, MqttConnection* connection, uint8_t first_byte) noexcept nogil:
     """Judged as soon as it is there: garbage need not be awaited to its end."""
     cdef uint8_t flags
-    if connection.version == 0:
-        return FAULT_NONE if first_byte == CONNECT << 4 else FAULT_FIRST_PACKET     # [MQTT-3.1.0-1]
+    if connection.version == 0:             # [MQTT-3.1.0-1], [MQTT-3.2.0-1]
+        return FAULT_NONE if first_byte == (CONNECT if role == ROLE_SERVER else CONNACK) << 4 else FAULT_FIRST_PACKET
     if first_byte >> 4 == PUBLISH:
         return FAULT_NONE
-    flags = FLAGS_OF_TYPE[first_byte >> 4]
-    if flags == NOT_SENT_BY_CLIENTS or (first_byte >> 4 == AUTH and connection.version != 5):
+    flags = FLAGS_OF_TYPE[role][first_byte >> 4]
+    if flags == NOT_SENT or (first_byte >> 4 == AUTH and connection.version != 5):
+        return FAULT_TYPE
+    if first_byte >> 4 == DISCONNECT and role == ROLE_CLIENT and connection.version != 5:
         return FAULT_TYPE
     return FAULT_NONE if first_byte & 15 == flags else FAULT_FLAGS
 
@@ -117,7 +127,7 @@ cdef int packet_begin(
     MqttGroup* group, MqttConnection* connection, const uint8_t* at, size_t left,
 ) noexcept nogil:
     """Read a fixed header into header_bytes and body_bytes. STOP_NONE when the packet is whole."""
-    cdef uint8_t wrong = fault_of_first_byte(connection, at[0])
+    cdef uint8_t wrong = fault_of_first_byte(group.role, connection, at[0])
     cdef uint64_t limit = group.packet_bytes_max
     cdef int width
     if wrong:
@@ -133,8 +143,31 @@ cdef int packet_begin(
     if at[0] >> 4 != PUBLISH and limit > CONTROL_BYTES_MAX:
         limit = CONTROL_BYTES_MAX
     if connection.need > limit:
+        if group.role == ROLE_CLIENT and at[0] >> 4 == PUBLISH:
+            return oversized(connection, left)
         return fault(connection, FAULT_TOO_LARGE)
     return STOP_NONE if connection.need <= left else STOP_END
+
+
+cdef int oversized(MqttConnection* connection, size_t left) noexcept nogil:
+    """A broker's publish larger than allowed: the driver gets its beginning, the rest is passed over.
+
+    MQTT 3.1.1 has no way to tell a broker of a limit, and one that never gets its PUBACK sends it again and again.
+    """
+    cdef uint64_t whole = connection.need
+    connection.need = min(whole, <uint64_t>OVERSIZED_BYTES)
+    if connection.need > left:
+        return STOP_END
+    connection.body_bytes = <uint32_t>(connection.need - connection.header_bytes)
+    connection.skip = whole - connection.need
+    return STOP_PACKET
+
+
+cdef inline void pass_over(MqttConnection* connection, size_t size, size_t* position) noexcept nogil:
+    """What is left of an oversized publish."""
+    cdef uint64_t count = min(connection.skip, <uint64_t>(size - position[0]))
+    position[0] += count
+    connection.skip -= count
 
 
 cdef inline int64_t clock_now(const MqttGroup* group, int clock) noexcept nogil:
@@ -160,6 +193,8 @@ cdef int packet_take(
             return fault(connection, FAULT_LENGTH)
         connection.pings += 1
         return STOP_NONE
+    if at[0] >> 4 == PINGRESP:
+        return fault(connection, FAULT_LENGTH) if connection.body_bytes else STOP_NONE
     if at[0] >> 4 == PUBREL and connection.session != NULL:
         return release(group, connection, at + connection.header_bytes, connection.body_bytes, time_ns)
     return STOP_PACKET
@@ -173,6 +208,8 @@ cdef int mqtt_parse(
     cdef int64_t time_ns = clock_now(group, CLOCK_REALTIME)
     cdef bint limited = connection.rate.interval_ns or group.rate.interval_ns
     cdef int64_t steady_ns = clock_now(group, CLOCK_MONOTONIC) if limited else 0
+    if connection.skip:
+        pass_over(connection, size, position)
     while stop == STOP_NONE:
         if position[0] == size:
             stop = STOP_END
@@ -260,25 +297,27 @@ cdef class Window:
 
 
 cdef class Group:
-    """What the connections of one listening socket share: ring, routes, receive buffer, counters.
+    """What the connections of one listening socket, or to one broker, share: ring, routes, receive buffer, counters.
 
     ring: this group's own; nothing else may produce into it from another thread. packet_bytes_max: of one packet,
     fixed header included. record_bytes_max: key, value and headers of one record. kept_bytes_max: of all packets that
-    have only partly arrived. clock_ns: a fixed time instead of the system's, for tests.
+    have only partly arrived. clock_ns: a fixed time instead of the system's, for tests. client: we
+    are the client at the other end, a broker; `take` then also returns, as (3, flags, body), publishes that are too large.
 
     `resolve` is called with the name of a stream that a route's template gave and that is not known yet; it returns the
     partition and must not fail. Without it such records go to overflow.
     """
 
     def __cinit__(self, Ring ring not None, RoutesType routes not None, *, uint64_t packet_bytes_max,
-                  uint64_t record_bytes_max, uint64_t kept_bytes_max, int64_t clock_ns=0):
+                  uint64_t record_bytes_max, uint64_t kept_bytes_max, int64_t clock_ns=0, bint client=False):
         self.ring = ring
         self.state.ring = ring.state
         self.state.packet_bytes_max = packet_bytes_max
         # A record that can never fit would wait for ever.
         self.state.record_bytes_max = min(record_bytes_max, <uint64_t>ring.largest_record)
         self.state.clock_ns = clock_ns
-        self.kept_bytes_max = kept_bytes_max
+        self.state.role = ROLE_CLIENT if client else ROLE_SERVER
+        self.budget.kept_max = kept_bytes_max
         topics_init(&self.state.topics, secrets.randbits(64))
         self.state.sessions.ring = ring.state
         self.state.sessions.partition = PARTITION_NONE
@@ -369,6 +408,15 @@ cdef class Group:
         """Connections wait for room in the ring."""
         return self.state.crowded
 
+    @property
+    def kept_bytes(self) -> int:
+        """In buffers of connections' own."""
+        return self.budget.kept
+
+    @property
+    def kept_bytes_max(self) -> int:
+        return self.budget.kept_max
+
     def has_room(self) -> bool:
         """Did the ring report room since a connection had to stop?"""
         return gw_load_seq(&self.state.ring.waiting) == 0
@@ -424,12 +472,13 @@ cdef class Group:
         return {
             "records": self.state.records,
             "bytes": self.state.bytes,
+            "retained": self.state.retained,
             "unrouted": self.state.unrouted,
             "acknowledged": self.state.acknowledged,
             "refused_full_disk": self.state.refused,
             "unacknowledged": self.state.pending,
             "stopped_for_room": self.state.stopped,
-            "kept_bytes": self.kept_bytes,
+            "kept_bytes": self.budget.kept,
             "overflowed": self.state.overflowed,
             "forbidden": self.state.forbidden,
             "duplicates": self.state.duplicates,
@@ -457,8 +506,7 @@ cdef class Connection:
     def __dealloc__(self):
         if not self.closed:
             connection_close(&self.group.state, &self.state)
-            self.group.kept_bytes -= self.kept_capacity
-        free(self.kept)
+            kept_drop(&self.kept, &self.group.budget)
 
     # -- receiving
 
@@ -466,16 +514,16 @@ cdef class Connection:
         """Where to receive to: the shared buffer behind what is kept, or the rest of a large packet's own buffer."""
         cdef Group group = self.group
         cdef Window window = group.window
-        if self.direct:
-            window.data = self.kept + self.kept_size
-            window.size = self.kept_capacity - self.kept_size
+        if self.kept.direct:
+            window.data = self.kept.block + self.kept.size
+            window.size = self.kept.capacity - self.kept.size
         else:
-            if self.kept_size > SHARED_BYTES - CROWDED_BYTES:
+            if self.kept.size > SHARED_BYTES - CROWDED_BYTES:
                 raise RuntimeError("a connection that waits for room in the ring must not be read from")
-            if self.kept_size:
-                memcpy(window.shared, self.kept + self.kept_start, self.kept_size)
-            window.data = window.shared + self.kept_size
-            window.size = SHARED_BYTES - self.kept_size
+            if self.kept.size:
+                memcpy(window.shared, self.kept.block + self.kept.start, self.kept.size)
+            window.data = window.shared + self.kept.size
+            window.size = SHARED_BYTES - self.kept.size
         if (group.state.crowded or self.state.rate.interval_ns or group.state.rate.interval_ns) \
                 and window.size > CROWDED_BYTES:
             window.size = CROWDED_BYTES     # what cannot be taken now has to be kept
@@ -485,8 +533,8 @@ cdef class Connection:
         """So many bytes were received into the buffer last given."""
         if self.closed or count <= 0:
             return
-        self.data = self.kept if self.direct else self.group.window.shared
-        self.size = self.kept_size + count
+        self.data = self.kept.block if self.kept.direct else self.group.window.shared
+        self.size = self.kept.size + count
         self.position = 0
         if self.state.version:
             self.seen = self.group.tick
@@ -560,8 +608,8 @@ cdef class Connection:
             return
         self.blocked = self.limited = False
         self.seen = self.partial_since = self.group.tick
-        self.data = self.kept + self.kept_start
-        self.size = self.kept_size
+        self.data = self.kept.block + self.kept.start
+        self.size = self.kept.size
         self.position = 0
         self.state.stop = STOP_NONE
         self.attend()
@@ -603,54 +651,14 @@ cdef class Connection:
 
     cdef void keep(self) noexcept:
         """Keep what was not parsed, in as little memory as will do. `data` is NULL then, or `stop` is STOP_FAULT."""
-        cdef const uint8_t* rest = self.data + self.position
-        cdef size_t left = self.size - self.position
-        cdef size_t capacity = left
-        cdef bint own = self.kept != NULL and self.data == self.kept + self.kept_start
-        self.direct = False
-        if self.position or not self.kept_size:
+        if self.position or not self.kept.size:
             self.partial_since = self.group.tick
-        if left == 0:
-            self.drop_kept()
+        cdef uint64_t need = self.state.need if self.state.stop == STOP_END else 0
+        if kept_put(&self.kept, &self.group.budget, self.data, self.size, self.position, need):
             self.data = NULL
-        elif self.state.stop == STOP_END and self.state.need > DIRECT_BYTES:
-            # Grows with what has really arrived: a length alone must not cost memory.
-            self.direct = True
-            capacity = min(self.state.need, max(2 * left, <size_t>DIRECT_BYTES))
-            self.keep_in(rest, left, capacity)
-        elif own and left >= self.kept_capacity // 4:
-            self.kept_start += self.position
-            self.kept_size = left
-            self.data = NULL
-        else:
-            self.keep_in(rest, left, capacity)
-
-    cdef void keep_in(self, const uint8_t* rest, size_t left, size_t capacity) noexcept:
-        """Move `left` bytes into a buffer of `capacity`; they may lie in the present one."""
-        cdef uint8_t* block = NULL
-        if self.kept_capacity >= capacity and self.kept_capacity // 4 <= capacity:
-            memmove(self.kept, rest, left)
-        else:
-            if self.group.kept_bytes - self.kept_capacity + capacity <= self.group.kept_bytes_max:
-                block = <uint8_t*>malloc(capacity)
-            if block == NULL:
-                self.state.stop = STOP_FAULT
-                self.state.fault = FAULT_MEMORY
-                return
-            memcpy(block, rest, left)
-            self.drop_kept()
-            self.kept = block
-            self.kept_capacity = capacity
-            self.group.kept_bytes += capacity
-        self.kept_start = 0
-        self.kept_size = left
-        self.data = NULL
-
-    cdef void drop_kept(self) noexcept:
-        self.group.kept_bytes -= self.kept_capacity
-        free(self.kept)
-        self.kept = NULL
-        self.kept_capacity = self.kept_start = self.kept_size = 0
+            return
+        self.state.stop = STOP_FAULT
+        self.state.fault = FAULT_MEMORY
 
     # -- what the driver decides
 
@@ -692,9 +700,29 @@ cdef class Connection:
         self.data = NULL
         lost = connection_close(&self.group.state, &self.state)
         self.session = self.allow = None
-        self.direct = self.blocked = self.limited = False
-        self.drop_kept()
+        self.blocked = self.limited = False
+        kept_drop(&self.kept, &self.group.budget)
         return lost
+
+    def acknowledge(self, int packet_id) -> None:
+        """Send PUBACK for a publish that `take` returned, after those before it. MemoryError leaves it to be sent again."""
+        if self.closed:
+            return
+        if not acks_make_room(&self.state):
+            raise MemoryError("no memory for an acknowledgement")
+        acks_push(&self.group.state, &self.state, PUBACK, <uint16_t>packet_id, 0, 0, 0)
+        if self.data == NULL:
+            self.answer()
+
+    @property
+    def passed_over(self) -> int:
+        """Bytes of the publish just taken that lie behind its `body`, because it is larger than allowed."""
+        return self.state.skip
+
+    @property
+    def kept_data(self) -> bytes:
+        """What has arrived and was not parsed, because it is not whole or the ring is full."""
+        return (<const char*>self.kept.block)[self.kept.start:self.kept.start + self.kept.size] if self.kept.size else b""
 
     def trim(self) -> None:
         """Give back the acknowledgement buffer of a connection that has gone quiet."""
@@ -716,7 +744,7 @@ cdef class Connection:
     @property
     def partial_ticks(self) -> int:
         """For how many ticks a packet has been arriving that is not whole yet; 0 when there is none."""
-        return self.group.tick - self.partial_since if self.kept_size and not self.blocked else 0
+        return self.group.tick - self.partial_since if self.kept.size and not self.blocked and not self.limited else 0
 
     @property
     def overdue(self) -> bool:

@@ -8,7 +8,7 @@ from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy
 
-from gateway_native.mqtt cimport MqttAck, MqttConnection, MqttGroup
+from gateway_native.mqtt cimport ROLE_SERVER, MqttAck, MqttConnection, MqttGroup
 from gateway_native.mqtt_session cimport session_settle, sessions_refuse
 from gateway_native.ring cimport (
     VERDICT_ACK, VERDICT_FAILED, VERDICT_REFUSED, ring_confirm_refusals, ring_refusals_pending, ring_verdict)
@@ -114,10 +114,15 @@ cdef inline uint32_t acks_inflight(const MqttConnection* connection) noexcept no
 
 
 cdef inline void acks_refuse(MqttGroup* group, MqttConnection* connection, MqttAck* ack) noexcept nogil:
-    """Its record was refused. PUBCOMP has no reason code for that: its client asks again after it has reconnected."""
+    """Its record was refused.
+
+    PUBCOMP has no reason code for that: its client asks again after it has reconnected. A broker would take any PUBACK for
+    the end of the matter, and never send the publish again.
+    """
+    cdef bint can_hear = connection.version == 5 and group.role == ROLE_SERVER and ack.kind != PUBCOMP
     if ack.kind == PUBREC:
         connection.received -= 1
-    ack.reason = REASON_QUOTA_EXCEEDED if connection.version == 5 and ack.kind != PUBCOMP else REASON_DISCONNECT
+    ack.reason = REASON_QUOTA_EXCEEDED if can_hear else REASON_DISCONNECT
     ack.sequence = 0
     group.refused += 1
 

@@ -44,6 +44,7 @@ cdef enum:
     PROPERTIES_TEXT = 5                 # not MQTT's UTF-8
     PROPERTIES_ALIAS = 6                # a topic alias that was not offered
     PROPERTIES_SUBSCRIPTION = 7         # a subscription identifier from a client
+    PROPERTIES_LENGTH = 8               # a malformed variable byte integer
 
     AS_IT_IS = 0                        # how a value is written
     AS_ESCAPED = 1
@@ -61,6 +62,7 @@ cdef struct HeaderSink:
     uint64_t size                       # bytes of all headers so far, without their count
     uint16_t alias_max                  # topic aliases that may be used
     uint16_t alias                      # the one that was, or 0
+    bint from_server                    # subscription identifiers may stand there, any number of them
 
 
 cdef inline uint8_t hex_digit(uint8_t value) noexcept nogil:
@@ -283,6 +285,32 @@ cdef inline int sink_alias(HeaderSink* sink, const uint8_t** at, const uint8_t* 
     return PROPERTIES_OK
 
 
+cdef inline int variable_integer(const uint8_t* at, size_t left, bint shortest, uint32_t* value) noexcept nogil:
+    """A variable byte integer (MQTT 5 section 1.5.5): the bytes it has, 0 when it is not whole, -1 when malformed."""
+    cdef uint32_t result = 0
+    cdef int i
+    for i in range(4):
+        if <size_t>i == left:
+            return 0
+        result |= <uint32_t>(at[i] & 0x7F) << (7 * i)
+        if at[i] < 0x80:
+            if shortest and i and at[i] == 0:
+                return -1                   # [MQTT-1.5.5-1]
+            value[0] = result
+            return i + 1
+    return -1
+
+
+cdef inline int pass_subscription_id(const uint8_t** at, const uint8_t* end) noexcept nogil:
+    """Which of our subscriptions a publish matches is of no interest; only its form is looked at (section 3.3.2.3.8)."""
+    cdef uint32_t number
+    cdef int width = variable_integer(at[0], end - at[0], True, &number)
+    if width <= 0:
+        return PROPERTIES_LENGTH if width < 0 else PROPERTIES_TRUNCATED
+    at[0] += width
+    return PROPERTIES_OK if number else PROPERTIES_VALUE
+
+
 cdef inline int sink_property(
     HeaderSink* sink, uint8_t identifier, const uint8_t** at, const uint8_t* end,
 ) noexcept nogil:
@@ -314,7 +342,7 @@ cdef inline int sink_property(
     if identifier == PROPERTY_TOPIC_ALIAS:
         return sink_alias(sink, at, end)
     if identifier == PROPERTY_SUBSCRIPTION_ID:
-        return PROPERTIES_SUBSCRIPTION
+        return pass_subscription_id(at, end) if sink.from_server else PROPERTIES_SUBSCRIPTION
     return PROPERTIES_UNKNOWN
 
 
@@ -324,11 +352,13 @@ cdef inline int sink_properties(HeaderSink* sink, const uint8_t* properties, siz
     cdef const uint8_t* end = properties + size
     cdef uint64_t seen = 0
     cdef uint8_t identifier
+    cdef bint repeats
     cdef int wrong
     while at < end:
         identifier = at[0]              # a variable byte integer; all that exist have one byte
         at += 1
-        if identifier != PROPERTY_USER and identifier < 64:
+        repeats = identifier == PROPERTY_USER or (identifier == PROPERTY_SUBSCRIPTION_ID and sink.from_server)
+        if not repeats and identifier < 64:
             if seen >> identifier & 1:
                 return PROPERTIES_TWICE
             seen |= <uint64_t>1 << identifier

@@ -12,10 +12,10 @@ from gateway_native.mqtt_acks cimport PUBACK, PUBCOMP, PUBREC, acks_inflight, ac
 from gateway_native.mqtt_aliases cimport MqttAlias, alias_find, alias_set
 from gateway_native.mqtt_drops cimport drops_add
 from gateway_native.mqtt_headers cimport (
-    AS_IT_IS, DECIMAL_BYTES_MAX, PROPERTIES_ALIAS, PROPERTIES_OK, PROPERTIES_SUBSCRIPTION, PROPERTIES_TEXT,
-    PROPERTIES_TRUNCATED, PROPERTIES_TWICE, PROPERTIES_VALUE, PUBLISH_DUP, PUBLISH_QOS, PUBLISH_RETAIN, HeaderSink, be16,
-    put_decimal, sink_flags, sink_header, sink_number, sink_properties, text_field)
-from gateway_native.mqtt_routes cimport MqttRoute, MqttRoutes, key_bytes, key_put, route_find, stream_name
+    AS_IT_IS, DECIMAL_BYTES_MAX, PROPERTIES_ALIAS, PROPERTIES_LENGTH, PROPERTIES_OK, PROPERTIES_SUBSCRIPTION,
+    PROPERTIES_TEXT, PROPERTIES_TRUNCATED, PROPERTIES_TWICE, PROPERTIES_VALUE, PUBLISH_DUP, PUBLISH_QOS, PUBLISH_RETAIN,
+    HeaderSink, be16, put_decimal, sink_flags, sink_header, sink_number, sink_properties, text_field, variable_integer)
+from gateway_native.mqtt_routes cimport MqttRoute, MqttRoutes, key_bytes, key_put, route_find, rule_allows, stream_name
 from gateway_native.mqtt_session cimport (
     MqttDelivery, MqttSession, session_find, session_make_room, session_put, session_take)
 from gateway_native.mqtt_text cimport TEXT_NUL, TEXT_OK, TEXT_WILDCARD, text_check
@@ -68,6 +68,8 @@ cdef inline uint8_t fault_of_properties(int wrong) noexcept nogil:
         return FAULT_TOPIC_ALIAS
     if wrong == PROPERTIES_SUBSCRIPTION:
         return FAULT_SUBSCRIPTION_ID
+    if wrong == PROPERTIES_LENGTH:
+        return FAULT_LENGTH
     return FAULT_PROPERTY_UNKNOWN
 
 
@@ -81,22 +83,6 @@ cdef inline uint8_t fault_of_topic(const uint8_t* topic, size_t size) noexcept n
     if wrong == TEXT_WILDCARD:
         return FAULT_TOPIC_WILDCARD
     return FAULT_TOPIC_NUL if wrong == TEXT_NUL else FAULT_TOPIC_UTF8
-
-
-cdef inline int variable_integer(const uint8_t* at, size_t left, bint shortest, uint32_t* value) noexcept nogil:
-    """A variable byte integer (MQTT 5 section 1.5.5): the bytes it has, 0 when it is not whole, -1 when malformed."""
-    cdef uint32_t result = 0
-    cdef int i
-    for i in range(4):
-        if <size_t>i == left:
-            return 0
-        result |= <uint32_t>(at[i] & 0x7F) << (7 * i)
-        if at[i] < 0x80:
-            if shortest and i and at[i] == 0:
-                return -1                   # [MQTT-1.5.5-1]
-            value[0] = result
-            return i + 1
-    return -1
 
 
 cdef inline void remember(MqttText* text, const uint8_t* topic, size_t topic_bytes) noexcept nogil:
@@ -237,10 +223,15 @@ cdef inline int recall_target(MqttGroup* group, MqttConnection* connection, Publ
 cdef inline int publish_answer(
     MqttGroup* group, MqttConnection* connection, const Publish* p, uint8_t reason, uint8_t fault_3_1_1,
 ) noexcept nogil:
-    """Not recorded: QoS 0 hears nothing, MQTT 5 the reason in its turn; MQTT 3.1.1 knows no such answer."""
+    """Not recorded: QoS 0 hears nothing, MQTT 5 the reason in its turn; MQTT 3.1.1 knows no such answer.
+
+    A broker gets an ordinary acknowledgement: it may send what an older subscription asked for, and must not stop there.
+    """
     if p.qos == 0:
         return STOP_NONE
-    if connection.version != 5:
+    if group.role == ROLE_CLIENT:
+        reason = 0
+    elif connection.version != 5:
         return fault(connection, fault_3_1_1)
     acks_push(group, connection, PUBACK if p.qos == 1 else PUBREC, p.packet_id, reason, 0, 0)
     return STOP_NONE
@@ -288,6 +279,7 @@ cdef inline void publish_taken(
         group.overflowed += 1
     group.records += 1
     group.bytes += p.payload_bytes
+    group.retained += p.first_byte & PUBLISH_RETAIN
 
 
 cdef inline void publish_write(
@@ -315,7 +307,7 @@ cdef inline int publish_put(
     cdef uint64_t sequence
     cdef uint8_t* to
     if p.key_bytes + p.payload_bytes + headers_bytes > group.record_bytes_max:
-        return fault(connection, FAULT_RECORD)
+        return STOP_PACKET if group.role == ROLE_CLIENT else fault(connection, FAULT_RECORD)
     if group.crowded and not p.route.drop:
         return STOP_ROOM                    # others wait already
     to = ring_put(group.ring, p.partition, SLOT_WANTS_ACK if p.qos else 0, time_ns,
@@ -341,6 +333,7 @@ cdef inline int publish_look(
     sink.size = 0
     sink.alias = 0
     sink.alias_max = connection.aliases.max
+    sink.from_server = group.role == ROLE_CLIENT
     if p.properties_bytes or connection.client_header or p.first_byte & (PUBLISH_QOS | PUBLISH_RETAIN | PUBLISH_DUP):
         wrong_properties = publish_headers(sink, group, connection, p)
         if wrong_properties != PROPERTIES_OK:
@@ -355,7 +348,10 @@ cdef inline int publish(
     MqttGroup* group, MqttConnection* connection, uint8_t first_byte, const uint8_t* body, size_t size,
     int64_t time_ns,
 ) noexcept nogil:
-    """Put one PUBLISH into the ring. STOP_NONE, _ROOM, _STREAM or _FAULT; on all but the first nothing was taken."""
+    """Put one PUBLISH into the ring. STOP_NONE, _ROOM, _STREAM, _PACKET or _FAULT; on all but the first nothing was taken.
+
+    STOP_PACKET: a broker's that would become too large a record. It would only send it again, so the driver decides.
+    """
     cdef Publish p
     cdef HeaderSink sink
     cdef uint8_t wrong = publish_split(connection, first_byte, body, size, &p)
@@ -374,7 +370,7 @@ cdef inline int publish(
             return fault(connection, wrong)
         if p.qos == 2 and publish_again(group, connection, &p):
             return STOP_NONE
-    if connection.allow != NULL and route_find(connection.allow, p.topic, p.topic_bytes) == NULL:
+    if connection.allow != NULL and not rule_allows(connection.allow, p.topic, p.topic_bytes):
         group.forbidden += 1
         remember(&group.forbidden_topic, p.topic, p.topic_bytes)
         return publish_answer(group, connection, &p, REASON_FORBIDDEN, FAULT_FORBIDDEN)

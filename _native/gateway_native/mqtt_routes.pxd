@@ -34,7 +34,7 @@ cdef struct MqttRoute:
     uint32_t literal_bytes          # bytes before the first wildcard: equal in every topic that matches
     uint32_t partition              # where the engine keeps the stream; not used with a template for it
     uint8_t wild                    # 0: no wildcard at all, the topic must equal the filter
-    uint8_t drop                    # 1: drop the newest record when the ring is full, instead of waiting
+    uint8_t drop                    # 1: drop the newest record when the ring is full; of what a client may publish: forbidden
     MqttTemplate stream
     MqttTemplate key                # none: the topic
 
@@ -104,6 +104,12 @@ cdef inline const MqttRoute* route_find(const MqttRoutes* table, const uint8_t* 
         if route_matches(&table.routes[i], topic, topic_bytes):
             return &table.routes[i]
     return NULL
+
+
+cdef inline bint rule_allows(const MqttRoutes* rules, const uint8_t* topic, size_t topic_bytes) noexcept nogil:
+    """May a client with these rules publish there? The first that matches decides; one that drops forbids."""
+    cdef const MqttRoute* rule = route_find(rules, topic, topic_bytes)
+    return rule != NULL and not rule.drop
 
 
 cdef inline const uint8_t* topic_level(

@@ -22,7 +22,13 @@ from gateway_native.ring cimport (
     ring_refuse,
 )
 from gateway_native.rolling cimport create_segment, mark_appended, seal_at_durable, seal_segment
-from gateway_native.segment cimport active_append, active_flush_indexes, active_has_room, active_make_room
+from gateway_native.segment cimport (
+    active_append,
+    active_flush_indexes,
+    active_flush_many,
+    active_has_room,
+    active_make_room,
+)
 from gateway_native.state cimport (
     BATCH_BYTES,
     MARK_SYNC_BYTES,
@@ -41,6 +47,7 @@ from gateway_native.state cimport (
     gw_planted,
     gw_store_relaxed,
     gw_store_release,
+    is_crowded,
     monotonic_ns,
     move_batches,
     pop_batch,
@@ -63,6 +70,7 @@ cdef void mark_dirty(WriterState* w, Partition* p) noexcept nogil:
     if p.dirty:
         return
     p.dirty = True
+    w.dirty_count += 1
     p.next_dirty = w.dirty
     if w.dirty is NULL or p.linger_ns < w.dirty_linger_ns:
         w.dirty_linger_ns = p.linger_ns
@@ -162,8 +170,8 @@ cdef void refuse_slot(WriterState* w, Partition* p, uint64_t ring_index, RingSlo
 cdef void refuse_batch(Partition* p, Batch* batch) noexcept nogil:
     cdef uint64_t i
     for i in range(RINGS_MAX):
-        if batch.counts[i]:
-            count_refusal(p, i, batch.counts[i], batch.content_bytes[i], batch.builder.max_timestamp * NS_PER_MS)
+        if batch.shares[i].count:
+            count_refusal(p, i, batch.shares[i].count, batch.shares[i].bytes, batch.builder.max_timestamp * NS_PER_MS)
 
 
 cdef void refuse_batches(WriterState* w, Partition* p) noexcept nogil:
@@ -368,7 +376,7 @@ cdef void count_records(Partition* p, Batch* batch) noexcept nogil:
     cdef uint64_t content = 0
     cdef int i
     for i in range(RINGS_MAX):
-        content += batch.content_bytes[i]
+        content += batch.shares[i].bytes
     bump(&p.records, batch.builder.count)
     bump(&p.bytes, content)
     batch.was_appended = True
@@ -477,7 +485,10 @@ cdef bint prepare_commit(WriterState* w, Partition* p) noexcept nogil:
     if gw_load_relaxed(&p.failed) or p.rewriting or (p.kept.first is NULL and p.sealed is NULL):
         return False
     if p.active is not NULL:
-        active_flush_indexes(w.ops, p.active)
+        if is_crowded(w):
+            active_flush_many(w.ops, p.active)
+        else:
+            active_flush_indexes(w.ops, p.active)
     mark_appended(p, &p.commit_mark)
     p.commit_fd = p.active.log.fd if p.active is not NULL else -1
     for i in range(RINGS_MAX):

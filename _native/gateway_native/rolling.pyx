@@ -11,6 +11,7 @@ from gateway_native.segment cimport (
     Active,
     PATH_BYTES,
     active_create,
+    active_flush_indexes,
     active_seal,
 )
 from gateway_native.state cimport (
@@ -203,6 +204,17 @@ cdef int seal_segment(WriterState* w, Partition* p) noexcept nogil:
     return 0
 
 
+cdef void mark_indexes(Active* active, WatermarkFields* mark) noexcept nogil:
+    """What is written of the indexes; entries that wait are not promised."""
+    mark.last_time_entry = active.flushed_time_entry
+    mark.bytes_since_entry = active.bytes_since_entry
+    mark.index_bytes = active.index_bytes
+    mark.time_bytes = active.time_bytes
+    mark.index_crc = active.index_crc
+    mark.time_crc = active.time_crc
+    mark.flags = 0 if active.index_error else MARK_INDEXES_WHOLE
+
+
 cdef void mark_appended(Partition* p, WatermarkFields* mark) noexcept nogil:
     cdef Active* active = p.active
     memset(mark, 0, sizeof(WatermarkFields))
@@ -221,13 +233,7 @@ cdef void mark_appended(Partition* p, WatermarkFields* mark) noexcept nogil:
     mark.first_timestamp = active.first_timestamp
     mark.max_timestamp = active.max_timestamp
     mark.offset_of_max = active.offset_of_max
-    mark.last_time_entry = active.last_time_entry
-    mark.bytes_since_entry = active.bytes_since_entry
-    mark.index_bytes = active.index_bytes
-    mark.time_bytes = active.time_bytes
-    mark.index_crc = active.index_crc
-    mark.time_crc = active.time_crc
-    mark.flags = 0 if active.index_error else MARK_INDEXES_WHOLE
+    mark_indexes(active, mark)
 
 
 # -- after a failure --------------------------------------------------------------------------------------------------
@@ -345,6 +351,9 @@ cdef void close_partition(WriterState* w, Partition* p) noexcept nogil:
     everything = not gw_load_relaxed(&p.failed) and p.kept.first is NULL and p.pending.first is NULL \
         and p.sealed is NULL and p.active.base_offset == p.durable.segment_base \
         and p.active.log.position == p.durable.position
+    if everything:
+        active_flush_indexes(w.ops, p.active)
+        mark_indexes(p.active, &p.durable)
     failed = active_seal(w.ops, p.active)
     if failed == 0:
         failed = w.ops.sync_all(p.active.log.fd)

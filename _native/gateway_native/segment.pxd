@@ -13,7 +13,11 @@ cdef enum:
     INDEX_INTERVAL_BYTES = 4096
     INDEX_ENTRY_BYTES = 8           # relative last offset of the batch i32, position i32
     TIME_ENTRY_BYTES = 12           # timestamp i64, relative offset i32
-    INDEX_BUFFERED = 128            # entries held back before a write; flushed at every commit
+    INDEX_BUFFERED = 128            # entries held back before a write
+    # Where many streams are written, a commit writes the entries of each only when there are so many, or when they stand
+    # for so much of the log. A crash costs them: then look-up by offset or time has to go on through that much.
+    INDEX_FLUSHED = 64
+    INDEX_FLUSHED_BYTES = 1048576
 
     ALLOCATE_FIRST_BYTES = 1048576  # preallocation grows from here, doubling,
     ALLOCATE_STEP_BYTES = 67108864  # in steps of at most this
@@ -30,6 +34,8 @@ cdef struct Active:
     int64_t max_timestamp           # ms, so far; -1 while empty
     int64_t offset_of_max           # last offset of the batch that brought it
     int64_t last_time_entry         # timestamp of the time index's last entry, -1: none
+    int64_t flushed_time_entry      # … of the last one that is written
+    int64_t flushed_position        # of the log when the indexes were last written
     int64_t index_bytes             # written to the file
     int64_t time_bytes
     int index_count                 # entries waiting in the buffers
@@ -59,6 +65,9 @@ cdef bint active_has_room(
     Active* segment, int64_t size, int64_t last_offset, int64_t timestamp, int64_t segment_bytes,
     int64_t segment_age_ms,
 ) noexcept nogil
+# Write the index entries that wait, …
 cdef void active_flush_indexes(StorageOps* ops, Active* segment) noexcept nogil
+# … if they are worth it by now.
+cdef void active_flush_many(StorageOps* ops, Active* segment) noexcept nogil
 # Final time index entry, exact length, unmapped. The descriptors stay open: the caller syncs and closes them.
 cdef int active_seal(StorageOps* ops, Active* segment) noexcept nogil

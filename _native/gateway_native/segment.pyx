@@ -30,7 +30,7 @@ cdef int open_all(
     memset(segment, 0, sizeof(Active))
     segment.log.fd = segment.index_fd = segment.time_fd = -1
     segment.base_offset = base_offset
-    segment.first_timestamp = segment.max_timestamp = segment.last_time_entry = -1
+    segment.first_timestamp = segment.max_timestamp = segment.last_time_entry = segment.flushed_time_entry = -1
     segment.offset_of_max = base_offset
     # The log comes last and must be new: without it the indexes are orphans, which a second attempt empties.
     segment.index_fd = open_part(ops, directory, base_offset, "index", OPEN_EMPTY if create else OPEN_EXISTING)
@@ -110,6 +110,13 @@ cdef void active_flush_indexes(StorageOps* ops, Active* segment) noexcept nogil:
         segment.index_error = -failed
     segment.index_count = 0
     segment.time_count = 0
+    segment.flushed_time_entry = segment.last_time_entry
+    segment.flushed_position = segment.log.position
+
+
+cdef void active_flush_many(StorageOps* ops, Active* segment) noexcept nogil:
+    if segment.index_count >= INDEX_FLUSHED or segment.log.position - segment.flushed_position >= INDEX_FLUSHED_BYTES:
+        active_flush_indexes(ops, segment)
 
 
 cdef int allocate(

@@ -9,6 +9,7 @@ from libc.errno cimport ENOENT
 from libc.stdint cimport int64_t, uint64_t
 from libc.string cimport strncpy, strrchr
 
+from gateway_native.loop cimport writer_step_once
 from gateway_native.simulated_state cimport (
     FAULTS_MAX,
     NOWHERE,
@@ -41,7 +42,7 @@ from gateway_native.simulated_state cimport (
 )
 from gateway_native.simulated_table cimport current_disk, make_current, simulated_ops
 from gateway_native.storage cimport OPEN_EXISTING, StorageOps, StorageTable
-from gateway_native.writer cimport Writer, writer_step_once
+from gateway_native.writer cimport Writer
 
 KINDS = {
     "open": OP_OPEN,

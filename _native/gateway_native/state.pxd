@@ -18,6 +18,7 @@ cdef enum:
     BATCH_BYTES_LEAST = 16384       # the smallest buffer; each size is twice the one before, up to BATCH_BYTES
     BATCH_SIZES = 5
     DRAIN_BYTES = 262144            # taken from one ring before the next has its turn
+    CROWDED_PARTITIONS = 16         # dirty ones; more are many
     MARK_SYNC_BYTES = 67108864      # the recovery point is synced when the segment has grown by this much
 
     COMMIT_IDLE = 0                 # the flusher waits
@@ -38,15 +39,18 @@ cdef enum:
     STEP_SEAL = 6
     STEP_MEMORY = 7
 
+cdef struct Share:                  # what one ring put into a batch
+    uint64_t count                  # records
+    uint64_t bytes                  # keys, values and headers
+
 cdef struct Batch:                  # one batch buffer from the bounded pool
-    BatchBuilder builder
+    BatchBuilder builder            # every record touches this …
+    Share shares[RINGS_MAX]         # … and its ring's
     uint8_t* data
     size_t capacity                 # one of the sizes, or what one large record needs
     size_t finished_bytes           # 0 while open
     uint64_t sequences[RINGS_MAX]   # once finished: the last sequence of each ring in it or before it
     uint32_t waiting_rings          # bit per ring: it holds a record whose sender waits for an acknowledgement
-    uint32_t counts[RINGS_MAX]      # records of each ring
-    uint64_t content_bytes[RINGS_MAX]   # keys, values and headers of each ring's
     bint begins_segment             # the clock stepped before its first record
     bint was_appended               # once at least: it may be written again, but is not refused
     Batch* next
@@ -183,6 +187,8 @@ cdef struct WriterState:
     int64_t clock_offset            # wall clock less boot time, when last looked at
     bint clock_known
     Partition* dirty
+    uint64_t dirty_count            # partitions in `dirty` …
+    uint64_t dirty_count_last       # … and when the last commit began
     uint64_t dirty_linger_ns
     uint64_t dirty_bytes
     uint64_t dirty_waiting          # records since the last commit whose senders wait
@@ -257,6 +263,14 @@ cdef extern from "<unistd.h>" nogil:
 
 cdef inline uint64_t monotonic_ns(WriterState* w) noexcept nogil:
     return w.manual.monotonic_ns if w.manual is not NULL else gw_monotonic_ns()
+
+cdef inline uint64_t dirty_partitions(WriterState* w) noexcept nogil:
+    """How many partitions records come for at the moment."""
+    return w.dirty_count if w.dirty_count > w.dirty_count_last else w.dirty_count_last
+
+cdef inline bint is_crowded(WriterState* w) noexcept nogil:
+    """Are they so many that what each costs counts, and that they do not stay in the processor's caches?"""
+    return dirty_partitions(w) > CROWDED_PARTITIONS
 
 cdef inline void bell(int fd) noexcept nogil:
     """Make an eventfd readable."""

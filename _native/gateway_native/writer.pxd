@@ -5,7 +5,9 @@ flusher syncs what the writer handed over (one group commit for all dirty partit
 lets acknowledgements go. While one commit is being synced, the writer fills the batches of the next.
 
     state       the structures, and who may touch which field
-    writer      rings into open batches; when to commit; the threads; what Python sees
+    drain       rings into open batches
+    loop        when to commit; the threads
+    writer      what Python sees
     partition   batches into segments; full and failing disks
     rolling     segments begin and end
     buffers     the bounded pool of batch buffers
@@ -16,9 +18,6 @@ from libc.stdint cimport uint32_t
 
 from gateway_native.state cimport ManualTime, Partition, WriterState
 from gateway_native.storage cimport StorageTable
-
-# One round of the writer; `state` is a WriterState. For a simulated disk that lets the writer run during a sync.
-cdef void writer_step_once(void* state) noexcept nogil
 
 
 cdef class ManualClock:

@@ -152,13 +152,17 @@ def _source(name: str, source: Any) -> dict[str, Any]:
         return {"name": name, "kind": "camera", "at": source.url, "streams": [source.stream]}
     streams = list(dict.fromkeys(route.stream for route in source.routes))
     if isinstance(source, ListenerConfig):
-        return {"name": name, "kind": "mqtt.listener", "at": source.bind, "streams": streams}
+        at = f"{source.bind} ({source.door})"
+        return {"name": name, "kind": "mqtt.listener", "at": at, "streams": streams}
     return {"name": name, "kind": "mqtt.subscriber", "at": source.url, "streams": streams}
 
 
 def _stream_names(config: Config) -> list[str]:
+    """Those known by name; what templates will name is not among them."""
+    known = config.written_streams()
     written = [stream for name, source in config.sources().items() for stream in _source(name, source)["streams"]]
-    return list(dict.fromkeys([*written, *config.streams]))
+    in_order = [stream for stream in written if stream in known]
+    return list(dict.fromkeys([*in_order, *sorted(known), *config.streams]))
 
 
 def _stream(config: Config, name: str, plan: DiskPlan) -> dict[str, Any]:

@@ -30,6 +30,7 @@ _OFFSETS = re.compile(r"(-?\d+)?:(-?\d+)?")
     gateway read telemetry --start "2026-11-23 08:00" --end "2026-11-23 09:00" --json
     gateway read telemetry --key 'plant/+/temperature' --csv > temperatures.csv
     gateway read telemetry --offsets -10:
+    gateway read telemetry --no-retained
     gateway read telemetry --follow --json | jq .value
     """,
     takes_times=True,
@@ -43,6 +44,7 @@ _OFFSETS = re.compile(r"(-?\d+)?:(-?\d+)?")
 @click.option(
     "--offsets", metavar="A:B", help="From offset A up to, not including, B; negative ones count from the end."
 )
+@click.option("--no-retained", is_flag=True, help="Leave out MQTT messages whose retain flag was set.")
 @click.option("--limit", type=click.IntRange(min=1), help="Stop after so many records.")
 @click.option("--follow", is_flag=True, help="Go on with new records as they become durable. Alone: only new ones.")
 @click.option("--json", "shape", flag_value="json", help="One JSON object a line.")
@@ -54,6 +56,7 @@ def command(
     end: str | None,
     keys: tuple[str, ...],
     offsets: str | None,
+    no_retained: bool,
     limit: int | None,
     follow: bool,
     shape: Literal["json", "csv"] | None,
@@ -72,7 +75,7 @@ def command(
     opened = gateway.open(data)[stream]
     gaps = _Gaps(shape)
     with values_are_usage():
-        records = _records(opened, start, end, list(keys) or None, offsets, follow, gaps)
+        records = _records(opened, start, end, list(keys) or None, offsets, follow, gaps, not no_retained)
     _print(itertools.islice(records, limit) if limit else records, shape, flush_each=follow)
     return DamageError.exit_code if gaps.count else 0
 
@@ -99,26 +102,33 @@ def _records(
     offsets: str | None,
     follow: bool,
     on_gap: _Gaps,
+    retained: bool,
 ) -> Iterable[Record]:
     span = parse_offsets(offsets, stream.log_start_offset, stream.durable_offset)
     if not follow:
-        return stream.read(start=start, end=end, keys=keys, offsets=span, on_gap=on_gap)
-    return _following(stream, start, keys, span, on_gap)
+        return stream.read(start=start, end=end, keys=keys, offsets=span, on_gap=on_gap, retained=retained)
+    return _following(stream, start, keys, span, on_gap, retained)
 
 
 def _following(
-    stream: Stream, start: str | None, keys: list[str] | None, span: tuple[int, int | None] | None, on_gap: _Gaps
+    stream: Stream,
+    start: str | None,
+    keys: list[str] | None,
+    span: tuple[int, int | None] | None,
+    on_gap: _Gaps,
+    retained: bool,
 ) -> Iterable[Record]:
     """What there is from the start on, if one was named, then what comes."""
     end = stream.durable_offset
     if start is None and span is None:
-        return stream.follow(end, keys=keys, on_gap=on_gap)
-    found = stream.read(start=start, keys=keys, offsets=span, on_gap=on_gap)
+        return stream.follow(end, keys=keys, on_gap=on_gap, retained=retained)
+    found = stream.read(start=start, keys=keys, offsets=span, on_gap=on_gap, retained=retained)
     earlier = itertools.takewhile(lambda record: record.offset < end, found)
     if span is not None and span[1] is not None and span[1] <= end:
         return earlier
     until = span[1] if span is not None and span[1] is not None else sys.maxsize
-    later = itertools.takewhile(lambda record: record.offset < until, stream.follow(end, keys=keys, on_gap=on_gap))
+    followed = stream.follow(end, keys=keys, on_gap=on_gap, retained=retained)
+    later = itertools.takewhile(lambda record: record.offset < until, followed)
     return itertools.chain(earlier, later)
 
 

@@ -21,6 +21,7 @@ from gateway.config.checks import overlaps, warnings
 from gateway.config.explain import explain
 from gateway.config.files import Sources, read_dict, read_file
 from gateway.config.model import (
+    OVERFLOW_STREAM,
     RECORD_BYTES_MAX,
     SESSIONS_STREAM,
     CameraConfig,
@@ -40,6 +41,7 @@ from gateway.config.model import (
 from gateway.errors import ConfigError
 
 __all__ = [
+    "OVERFLOW_STREAM",
     "RECORD_BYTES_MAX",
     "SESSIONS_STREAM",
     "CameraConfig",

@@ -39,6 +39,9 @@ def warnings(config: Config) -> list[str]:
     return [f"{dotted(path)}: {text}" for path, text in _warnings(config)]
 
 
+_MANY_LEVELS = 65_536  # a topic has that many bytes at most
+
+
 def _named(config: Config) -> Iterator[tuple[tuple[str, ...], ListenerConfig | SubscriberConfig | CameraConfig]]:
     for name, listener in config.mqtt.listeners.items():
         yield ("mqtt", "listeners", name), listener
@@ -60,14 +63,10 @@ def _source_names(config: Config) -> Iterator[Problem]:
 
 
 def _internal_streams(config: Config) -> Iterator[Problem]:
-    """What listeners remember of sessions must stand alone in its stream."""
-    text = f"{SESSIONS_STREAM} is the gateway's own; choose another stream"
-    for path, source in _named(config):
-        if isinstance(source, CameraConfig):
-            if source.stream == SESSIONS_STREAM:
-                yield (*path, "stream"), text
-        elif any(route.stream == SESSIONS_STREAM for route in source.routes):
-            yield (*path, "routes"), text
+    """What listeners remember of sessions must stand alone in its stream; routes are checked one by one."""
+    for name, camera in config.cameras.items():
+        if camera.stream == SESSIONS_STREAM:
+            yield ("cameras", name, "stream"), f"{SESSIONS_STREAM} is the gateway's own; choose another stream"
 
 
 def _binds(config: Config) -> Iterator[Problem]:
@@ -119,8 +118,9 @@ def _camera_streams(config: Config) -> Iterator[Problem]:
         if isinstance(source, CameraConfig):
             continue
         for index, route in enumerate(source.routes):
-            if route.stream in owner:
-                text = f"{dotted(owner[route.stream])} records its pictures in {route.stream!r}; choose another stream"
+            stream = route.known_stream
+            if stream in owner:
+                text = f"{dotted(owner[stream])} records its pictures in {stream!r}; choose another stream"
                 yield (*path, "routes", index, "stream"), text
 
 
@@ -134,8 +134,23 @@ def _routes(config: Config) -> Iterator[Problem]:
             if counted[route.filter] > 1:
                 counted[route.filter] = 0
                 yield here, f"{route.filter!r} has two routes in one source; keep one"
+            levels = _levels(route.filter)
+            if route.levels_used > levels:
+                text = (
+                    f"{{{route.levels_used}}} is never there: topics that match {route.filter!r} have {levels} levels"
+                )
+                yield (*path, "routes", index), text
+            if isinstance(source, SubscriberConfig) and source.engine == "aiomqtt" and route.overload != "wait":
+                text = 'takes effect with engine = "native" only; use that, or leave the key out'
+                yield (*path, "routes", index, "overload"), text
             if isinstance(source, ListenerConfig) and route.filter.startswith("$share/"):
                 yield here, "a shared subscription exists only at a broker; a listener's route takes a plain filter"
+
+
+def _levels(topic_filter: str) -> int:
+    """The most levels that a topic matching this filter can have; a shared subscription's name does not count."""
+    plain = topic_filter.split("/", 2)[-1] if topic_filter.startswith("$share/") else topic_filter
+    return _MANY_LEVELS if plain.endswith("#") else plain.count("/") + 1
 
 
 def _credentials(config: Config) -> Iterator[Problem]:

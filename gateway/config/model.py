@@ -27,6 +27,8 @@ RECORD_BYTES_MAX = 16 * MIB
 SEGMENT_BYTES_MIN, SEGMENT_BYTES_MAX = MIB, 2**31 - 1
 SEGMENT_AGE_NS_MAX = 7 * DAY_NS
 
+# Where records go whose stream, named by a template, cannot be opened.
+OVERFLOW_STREAM = "overflow"
 # sun_path in <sys/un.h> has 108 bytes, one of them for the NUL.
 UNIX_PATH_BYTES_MAX = 107
 
@@ -54,6 +56,34 @@ def _check_filter(topic_filter: str) -> str:
     if any("+" in level and level != "+" for level in levels):
         raise ValueError(f"in {topic_filter!r} '+' must be a whole level, as in 'plant/+/temperature'")
     return topic_filter
+
+
+# What a template may take from a topic: its levels, counted from 1; a key also the whole topic.
+_LEVEL = re.compile(r"\{[1-9]\}")
+_LEVEL_OR_TOPIC = re.compile(r"\{([1-9]|topic)\}")
+
+
+def _check_stream(stream: str) -> str:
+    """A name, or one with levels of the topic in it."""
+    literals = _LEVEL.sub("", stream)
+    if stream.startswith("__"):
+        raise ValueError(f"{stream!r} begins with '__', as only the gateway's own streams do; choose another name")
+    if literals == stream and "{" not in stream:
+        return _check_name(stream)
+    if literals and not _NAME.fullmatch(literals):
+        raise ValueError(
+            f"{stream!r} is not a template for a stream's name; use A-Z, a-z, 0-9, '.', '_', '-' and {{1}} to {{9}} "
+            "for levels of the topic, at most 249 characters"
+        )
+    return stream
+
+
+def _check_key(key: str) -> str:
+    if not key or "\0" in key or "{" in (rest := _LEVEL_OR_TOPIC.sub("", key)) or "}" in rest:
+        raise ValueError(
+            f"{key!r} is not a template for a key; use any text, {{topic}}, and {{1}} to {{9}} for levels of the topic"
+        )
+    return key
 
 
 def split_bind(bind: str) -> tuple[str, int]:
@@ -167,6 +197,8 @@ def _as_retention(value: object) -> object:
 
 Name = Annotated[str, AfterValidator(_check_name)]
 TopicFilter = Annotated[str, AfterValidator(_check_filter)]
+StreamTemplate = Annotated[str, AfterValidator(_check_stream)]
+KeyTemplate = Annotated[str, AfterValidator(_check_key)]
 Bind = Annotated[str, AfterValidator(_check_bind)]
 DurationNs = Annotated[int, BeforeValidator(parse_duration)]
 SizeBytes = Annotated[int, BeforeValidator(parse_size)]
@@ -250,10 +282,31 @@ class StreamConfig(Section):
 
 
 class Route(Section):
-    """Messages whose topic matches ``filter`` are recorded in ``stream``."""
+    """Messages whose topic matches ``filter`` are recorded in ``stream``.
+
+    ``stream`` and ``key`` may hold levels of the topic, as in ``"line-{2}"``; ``key`` also ``{topic}``, which it is by
+    itself. ``overload``: what happens to them when the disk cannot follow.
+    """
 
     filter: TopicFilter
-    stream: Name
+    stream: StreamTemplate
+    key: KeyTemplate = "{topic}"
+    overload: Literal["wait", "drop-newest"] = "wait"
+
+    @property
+    def is_template(self) -> bool:
+        """Do topics decide the name of the stream?"""
+        return "{" in self.stream
+
+    @property
+    def known_stream(self) -> str:
+        """The stream that is certainly needed: for a template the one for names that are too long or too many."""
+        return OVERFLOW_STREAM if self.is_template else self.stream
+
+    @property
+    def levels_used(self) -> int:
+        """The highest level of the topic that ``stream`` or ``key`` takes; 0 for none."""
+        return max((int(found[1]) for found in _LEVEL.findall(self.stream + self.key)), default=0)
 
 
 class SubscriberRoute(Route):
@@ -337,6 +390,15 @@ class ListenerConfig(Section):
         return self.users_file is not None or self.client_certificates == "require"
 
     @property
+    def door(self) -> str:
+        """In a few words: how it is reached, and who may come in."""
+        how = [word for word, so in (("TLS", self.tls), ("WebSocket", self.transport == "websocket")) if so]
+        who = ["users"] if self.users_file is not None else []
+        who += [f"certificates: {self.client_certificates}"] if self.client_certificates != "none" else []
+        who += ["anonymous"] if self.allow_anonymous else []
+        return ", ".join(how + who)
+
+    @property
     def allow_anonymous(self) -> bool:
         """As set; else only where nobody from outside can connect, and no users are named."""
         if self.allow_anonymous_set is not None:
@@ -360,6 +422,7 @@ class SubscriberConfig(ReconnectingConfig):
     """``[mqtt.subscribers.NAME]``: the gateway subscribes at a broker that is there already."""
 
     url: Annotated[str, AfterValidator(_check_broker_url)]
+    engine: Literal["native", "aiomqtt"] = "native"
     routes: list[SubscriberRoute] = Field(min_length=1)
     client_id: str | None = Field(
         None, min_length=1, max_length=65_535
@@ -448,9 +511,9 @@ class Config(Section):
         """The streams that sources record in; only these are ever open."""
         streams = {camera.stream for camera in self.cameras.values()}
         for listener in self.mqtt.listeners.values():
-            streams |= {route.stream for route in listener.routes}
+            streams |= {route.known_stream for route in listener.routes}
         if self.mqtt.listeners:
             streams.add(SESSIONS_STREAM)
         for subscriber in self.mqtt.subscribers.values():
-            streams |= {route.stream for route in subscriber.routes}
+            streams |= {route.known_stream for route in subscriber.routes}
         return streams

@@ -18,7 +18,7 @@ from gateway import clock
 from gateway.errors import GatewayError, StreamNotFound
 from gateway.log.layout import list_partitions, read_meta
 from gateway.log.partition import PartitionReader
-from gateway.replay.records import GapReport, OnGap, Record, Records, make_record, moment
+from gateway.replay.records import GapReport, OnGap, Record, Records, make_record, moment, without_retained
 
 if TYPE_CHECKING:
     from gateway.log.segment import Damage
@@ -125,6 +125,7 @@ class Stream:
         *,
         keys: Keys = None,
         offsets: tuple[int | None, int | None] | range | None = None,
+        retained: bool = True,
         damage: OnGap = "gap",
         on_gap: Callable[[Damage], None] | None = None,
     ) -> Records:
@@ -132,10 +133,12 @@ class Stream:
 
         start, end: times (ISO 8601 text, datetime, pandas or NumPy stamps, "-10m", "now"); without a zone the site's
         is meant. offsets: ``(first, end)``, either may be None. keys: text is an MQTT topic filter, bytes are an exact
-        key; one of several must match. damage: "gap" goes on behind a damaged place, which is listed in `Records.gaps`
-        with a DamageWarning, the first time, or a call of `on_gap` before the record that follows; "skip" lists it
-        without a warning; "raise" raises DamageError there. Raises ValueError or TypeError for a time or filter that
-        means nothing.
+        key; one of several must match. retained=False leaves out MQTT messages whose retain flag was set: those that a
+        broker had kept from before the subscription, and those that a device asked a listener to retain.
+
+        damage: "gap" goes on behind a damaged place, which is listed in `Records.gaps` with a DamageWarning, the first
+        time, or a call of `on_gap` before the record that follows; "skip" lists it without a warning; "raise" raises
+        DamageError there. Raises ValueError or TypeError for a time or filter that means nothing.
         """
         first, stop = _span(offsets)
         selection = batch.Selection(
@@ -145,13 +148,15 @@ class Stream:
             time_to=self._milliseconds(end),
             keys=keys,
         )
-        return Records(self.reader, selection, self.zone, GapReport(damage, self._warned, on_gap))
+        report = GapReport(damage, self._warned, on_gap)
+        return Records(self.reader, selection, self.zone, report, retained=retained)
 
     def follow(
         self,
         offset: int | Literal["start", "end"] = "end",
         *,
         keys: Keys = None,
+        retained: bool = True,
         poll_s: float = POLL_S,
         stop: threading.Event | None = None,
         damage: OnGap = "gap",
@@ -160,23 +165,30 @@ class Stream:
         """Records from `offset` on as they become durable: "end" begins with the next one, "start" with the oldest.
 
         It blocks until more is durable, looking every `poll_s` seconds, and works beside the gateway that writes, in
-        any process. Ctrl-C interrupts it; `stop`, once set, ends the iteration. damage, on_gap: as for `read`.
+        any process. Ctrl-C interrupts it; `stop`, once set, ends the iteration. retained, damage, on_gap: as for
+        `read`.
         """
         bounds = {"start": self.log_start_offset, "end": self.durable_offset}
         position = bounds[offset] if isinstance(offset, str) else offset
         key_filter = batch.KeyFilter(keys) if keys is not None else None
         report = GapReport(damage, self._warned, on_gap)
-        return self._follow(position, key_filter, poll_s, stop or threading.Event(), report)
+        return self._follow(position, key_filter, poll_s, stop or threading.Event(), report, retained)
 
     def _follow(
-        self, position: int, keys: batch.KeyFilter | None, poll_s: float, stop: threading.Event, report: GapReport
+        self,
+        position: int,
+        keys: batch.KeyFilter | None,
+        poll_s: float,
+        stop: threading.Event,
+        report: GapReport,
+        retained: bool,
     ) -> Iterator[Record]:
         while not stop.is_set():
             limit = self.reader.limit()
             if limit.offset > position:
                 selection = batch.Selection(offset_from=position, offset_to=limit.offset, keys=keys)
                 for rows in self.reader.chunks(selection, limit, on_damage=report.passes_over):
-                    for row in rows:
+                    for row in rows if retained else without_retained(rows):
                         yield make_record(row, self.zone)
                 position = limit.offset
             else:

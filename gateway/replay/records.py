@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 
 OnGap = Literal["gap", "raise", "skip"]
 
+# The header of MQTT messages whose retain flag was set.
+RETAIN_HEADER = "retain"
+
 # So many damaged places are listed, and warned of.
 GAPS_MAX = 10_000
 
@@ -112,6 +115,14 @@ class GapReport:
             warnings.warn(DamageWarning(damage), stacklevel=2)
 
 
+def without_retained(rows: list[Row]) -> list[Row]:
+    """Only what was published while the gateway listened: no record whose sender or broker set the retain flag.
+
+    No sender can forge or hide the header: a user property of that name is stored with `user.` before it.
+    """
+    return [row for row in rows if not row[4] or all(name != RETAIN_HEADER for name, _ in row[4])]
+
+
 class Records(Iterable[Record]):
     """The records of a range, read while one iterates; each iteration reads anew, up to what is durable by then.
 
@@ -119,8 +130,11 @@ class Records(Iterable[Record]):
     the last iteration passed over, with offsets, file and byte position: at most the first 10,000 places.
     """
 
-    def __init__(self, reader: PartitionReader, selection: Selection, zone: tzinfo, report: GapReport) -> None:
+    def __init__(
+        self, reader: PartitionReader, selection: Selection, zone: tzinfo, report: GapReport, *, retained: bool = True
+    ) -> None:
         self._reader = reader
+        self._retained = retained
         self._selection = selection
         self._zone = zone
         self._report = report
@@ -146,7 +160,8 @@ class Records(Iterable[Record]):
     def chunks(self) -> Iterator[list[Row]]:
         """The same tuples in lists, as they were decoded: at most what 512 KiB of log, or one large batch, hold."""
         self._report.gaps = []
-        return self._reader.chunks(self._selection, on_damage=self._report.passes_over)
+        chunks = self._reader.chunks(self._selection, on_damage=self._report.passes_over)
+        return chunks if self._retained else map(without_retained, chunks)
 
 
 def make_record(row: Row, zone: tzinfo) -> Record:

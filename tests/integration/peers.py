@@ -22,6 +22,9 @@ HINTS = {
     "mosquitto_sub": "apt install mosquitto-clients",
     "kcat": "apt install kcat",
     "openssl": "apt install openssl",
+    "mosquitto_passwd": "apt install mosquitto",
+    "node": "apt install nodejs",
+    "npm": "apt install npm",
 }
 # Debian keeps daemons where ordinary users have no PATH.
 SYSTEM_DIRECTORIES = ("/usr/sbin", "/usr/local/sbin", "/sbin")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 from gateway_native import mqtt
 
@@ -77,24 +78,43 @@ def puback(packet_id: int, reason: int = 0) -> bytes:
     return packet(0x40, head + bytes([reason]) if reason else head)
 
 
+def pubrec(packet_id: int, reason: int = 0) -> bytes:
+    head = packet_id.to_bytes(2, "big")
+    return packet(0x50, head + bytes([reason]) if reason else head)
+
+
+def pubrel(packet_id: int, rest: bytes = b"") -> bytes:
+    return packet(0x62, packet_id.to_bytes(2, "big") + rest)
+
+
+def pubcomp(packet_id: int, reason: int = 0) -> bytes:
+    head = packet_id.to_bytes(2, "big")
+    return packet(0x70, head + bytes([reason]) if reason else head)
+
+
+def session(*, durable: bool = False, inflight_max: int = 65_535) -> mqtt.Session:
+    return mqtt.Session(b"test/c", b"c", durable=durable, inflight_max=inflight_max)
+
+
 class Device(mqtt.Connection):
     """A connection whose bytes are lists: `send` is the wire towards the gateway, `received` what came back.
 
     Every CONNECT is accepted; other packets that the parser returns are in `packets`.
     """
 
-    def __new__(cls, listener: mqtt.Group, **_options: int) -> Device:
+    def __new__(cls, listener: mqtt.Group, **_options: object) -> Device:
         return super().__new__(cls, listener)
 
-    def __init__(self, listener: mqtt.Group, *, version: int = 0, inflight_max: int = 65_535) -> None:
+    def __init__(self, listener: mqtt.Group, *, version: int = 0, inflight_max: int = 65_535, **options: Any) -> None:
         self.received = b""
         self.packets: list[tuple[int, int, bytes]] = []
         self.fault: mqtt.RemoteFault | None = None
         self.write = self._write
         self.accept_version = version or 4
         self.inflight_max = inflight_max
+        self.options = options  # of `open`
         if version:
-            self.open(version=version, inflight_max=inflight_max)
+            self.open(version=version, inflight_max=inflight_max, **options)
 
     def _write(self, data: bytes) -> None:
         self.received += data
@@ -104,7 +124,7 @@ class Device(mqtt.Connection):
             while (taken := self.take()) is not None:
                 self.packets.append(taken)
                 if taken[0] == 1 and not self.version:
-                    self.open(version=self.accept_version, inflight_max=self.inflight_max)
+                    self.open(version=self.accept_version, inflight_max=self.inflight_max, **self.options)
         except mqtt.RemoteFault as fault:
             self.fault = fault
             self.close()
@@ -141,3 +161,26 @@ def make_listener(
         kept_bytes_max=kept_bytes_max,
         clock_ns=clock_ns,
     )
+
+
+class Broker(Device):
+    """The other side: `send` is what a broker sends to us. The group is one with `client=True`."""
+
+    def __init__(self, group: mqtt.Group, *, version: int = 0, inflight_max: int = 65_535) -> None:
+        self.passed: list[int] = []  # of each packet returned, what lies behind its body
+        super().__init__(group, version=version, inflight_max=inflight_max)
+
+    def attend(self) -> None:
+        try:
+            while (taken := self.take()) is not None:
+                self.packets.append(taken)
+                self.passed.append(self.passed_over)
+                if taken[0] == 2:
+                    self.open(version=self.accept_version, inflight_max=self.inflight_max)
+                elif taken[0] == 3:
+                    topic_bytes = int.from_bytes(taken[2][:2], "big")
+                    if taken[1] & 6:
+                        self.acknowledge(int.from_bytes(taken[2][2 + topic_bytes :][:2], "big"))
+        except mqtt.RemoteFault as fault:
+            self.fault = fault
+            self.close()

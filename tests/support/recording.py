@@ -9,6 +9,8 @@ from gateway_native import batch
 from gateway_native.ring import Ring
 from gateway_native.writer import Writer
 
+from tests.support.native import wait_until
+
 RING_BYTES = 2**20
 
 
@@ -43,6 +45,22 @@ class Recording:
         obstacle.write_text("a file where a directory is wanted")
         self._partitions[stream] = self.writer.add_partition(str(obstacle / f"{stream}-0"), linger_ns=0)
         return self._partitions[stream]
+
+    def full_partition(self, stream: str) -> int:
+        """A stream that refuses records, because its disk is full until `make_room`; one record is in it."""
+        index = self.writer.add_partition(str(self.directory / f"{stream}-0"), linger_ns=0, refuse_when_full=True)
+        self._partitions[stream] = index
+        assert self.ring(f"first of {stream}").append(index, b"", b"first", b"", 1)
+        self.flush()
+        self.writer.roll(index)
+        self.writer.reserve_bytes = 1 << 60
+        return index
+
+    def make_room(self, stream: str) -> None:
+        """The disk of that stream has room again, and the writer knows."""
+        self.writer.reserve_bytes = 0
+        index = self._partitions[stream]
+        wait_until(lambda: not self.writer.partition_state(index)["refusing"], "room on the disk")
 
     def ring(self, name: str) -> Ring:
         return self.writer.ring(name, self.ring_bytes)

@@ -7,10 +7,12 @@ written, and closed.
 from __future__ import annotations
 
 import asyncio
+import time
 from typing import TYPE_CHECKING, Any, cast
 
 from gateway_native import mqtt
 
+from gateway.clock import NS_PER_S
 from gateway_adapters.mqtt.device import Device
 
 if TYPE_CHECKING:
@@ -30,6 +32,7 @@ class SocketLink(mqtt.Connection, asyncio.BufferedProtocol):
         self._transport: asyncio.Transport | None = None
         self._reading = True
         self._parked = False
+        self._resting: asyncio.TimerHandle | None = None
         self._stalled_at: int | None = None  # tick
         self._ended_at: int | None = None  # tick
         self.peer = "?"
@@ -59,7 +62,7 @@ class SocketLink(mqtt.Connection, asyncio.BufferedProtocol):
         self.write = None
         self._transport = None
         # Packets that had arrived when the ring was full are still to be recorded.
-        if not self.blocked or self._parked:
+        if not (self.blocked or self.limited) or self._parked:
             self._gone()
 
     def pause_writing(self) -> None:
@@ -75,7 +78,8 @@ class SocketLink(mqtt.Connection, asyncio.BufferedProtocol):
         """Read exactly when something can be done with it; after the end only to see the peer's."""
         if self._transport is None or self._transport.is_closing():
             return
-        wanted = self.closed or not (self.blocked or self._stalled_at is not None or self._listener.paused)
+        waits = self.blocked or self.limited or self._stalled_at is not None or self._listener.paused
+        wanted = self.closed or not waits
         if wanted != self._reading:
             self._reading = wanted
             if wanted:
@@ -98,8 +102,20 @@ class SocketLink(mqtt.Connection, asyncio.BufferedProtocol):
             self.device.fault(fault)
         if self.blocked and not self._parked:
             self._listener.wait_for_room(self)
+        elif self.limited:
+            self._rest()
         elif self._transport is None and not self.closed:
             self._gone()
+        self.update_reading()
+
+    def _rest(self) -> None:
+        """It has published as fast as it may: nothing is read until it may again, so that TCP holds it back."""
+        rest_s = (self.resume_ns - time.monotonic_ns()) / NS_PER_S
+        self._resting = asyncio.get_running_loop().call_later(max(0.0, rest_s), self._rested)
+
+    def _rested(self) -> None:
+        self._resting = None
+        self.retry()
         self.update_reading()
 
     # -- what the device decides
@@ -120,7 +136,14 @@ class SocketLink(mqtt.Connection, asyncio.BufferedProtocol):
         self, *, version: int, inflight_max: int, patience_s: int, session: mqtt.Session, topic_alias_max: int
     ) -> None:
         self.patience = patience_s
-        self.open(version=version, inflight_max=inflight_max, session=session, topic_alias_max=topic_alias_max)
+        self.open(
+            version=version,
+            inflight_max=inflight_max,
+            session=session,
+            topic_alias_max=topic_alias_max,
+            allow=self.device.allow,
+            rate_messages=self._listener.config.messages_per_second,
+        )
 
     def resume(self) -> None:
         if self._parked:
@@ -136,6 +159,9 @@ class SocketLink(mqtt.Connection, asyncio.BufferedProtocol):
         self._parked = False
         self._listener.count("unanswered", self.close())
         self._ended_at = self.group.tick
+        if self._resting is not None:
+            self._resting.cancel()
+            self._resting = None
         if self._transport is None:
             self._listener.remove(self)
         elif not self._transport.is_closing():

@@ -84,6 +84,7 @@ class Device:
         self.version = 0  # 4 or 5 once CONNECT was accepted
         self.client_id = ""
         self.user: str | None = None  # who it has proved to be
+        self.allow: mqtt.Routes | None = None  # what it may publish; None: everything
         self.ended = False
         self._session: Session | None = None
         self._deciding: asyncio.Task[None] | None = None
@@ -154,7 +155,7 @@ class Device:
 
     def _accept(self, connect: protocol.Connect, assigned: str, guest: Guest) -> bool:
         """Give it its session, and welcome it when all of that is on disk. False: that takes time."""
-        self.user = guest.user
+        self.user, self.allow = guest.user, guest.allow
         self._listener.register(self)
         session, present, written = self._listener.sessions.begin(
             self.client_id, clean_start=connect.clean_start, expiry_s=self._session_expiry(connect)
@@ -285,6 +286,8 @@ class Device:
         topic: dict[str, object] = {}
         if fault.reason == Reason.TOPIC_NAME_INVALID:
             topic["topic"] = shown(self._listener.native.unrouted_topic.decode(errors="replace"))
+        elif fault.reason == Reason.NOT_AUTHORIZED and self.version:
+            topic["topic"] = shown(self._listener.native.forbidden_topic.decode(errors="replace"))
         self._say(logging.WARNING, f"connection closed: {fault.cause}", reason=f"0x{fault.reason:02X}", **topic)
         if isinstance(fault, protocol.ConnectRefused):
             self._end(protocol.connack(fault.version, fault.reason) if fault.version else b"")

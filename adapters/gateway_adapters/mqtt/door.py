@@ -10,11 +10,12 @@ A wrong password is answered with 0x86 (MQTT 3.1.1: 4), everything else that for
 
 from __future__ import annotations
 
+import functools
 import ssl
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from gateway_native.mqtt import RemoteFault
+from gateway_native.mqtt import RemoteFault, Routes
 
 from gateway.config import ListenerConfig
 from gateway_adapters.mqtt.access import Access, Rule
@@ -30,6 +31,23 @@ class Guest:
 
     user: str | None
     rules: tuple[Rule, ...] | None
+
+    @property
+    def allow(self) -> Routes | None:
+        """The rules as the parser takes them."""
+        return None if self.rules is None else compile_rules(self.rules)
+
+
+@functools.lru_cache(maxsize=1_024)  # clients with the same rules share them
+def compile_rules(rules: tuple[Rule, ...]) -> Routes:
+    """Routes that lead nowhere; what would drop a message forbids it."""
+    return Routes([(rule.topic_filter.encode(), 0, None, not rule.allowed) for rule in rules])
+
+
+def allows(rules: tuple[Rule, ...], topic: str) -> bool:
+    """May a client with these rules publish there?"""
+    index = compile_rules(rules).find(topic.encode())
+    return index is not None and rules[index].allowed
 
 
 class LoginRefused(RemoteFault):
@@ -67,8 +85,9 @@ class Door:
             self._users.close()
 
     def takes_time(self, connect: Connect, ssl_object: object | None) -> bool:
-        """Has `check` to wait for a password's hash, or will a refusal be held back? Else `admit` decides at once."""
-        return self._asks_password(connect, ssl_object) or not self._may_come(ssl_object)
+        """May `check` have to wait for a password's hash, or to refuse? Else `admit` decides at once."""
+        ruled = self._access is not None and connect.will is not None
+        return ruled or self._asks_password(connect, ssl_object) or not self._may_come(ssl_object)
 
     def admit(self, client_id: str, host: str, ssl_object: object | None) -> Guest:
         """May this client, of whom no password is asked, connect, and as whom? Raises LoginRefused.
@@ -83,6 +102,12 @@ class Door:
 
     async def check(self, connect: Connect, client_id: str, host: str, ssl_object: object | None) -> Guest:
         """The same, also for those of whom a password is asked. Raises RemoteFault; a LoginRefused is to be delayed."""
+        guest = await self._identify(connect, client_id, host, ssl_object)
+        if connect.will is not None and guest.rules is not None and not allows(guest.rules, connect.will.topic):
+            raise RemoteFault(Reason.NOT_AUTHORIZED, "the client may not publish to the topic of its will")
+        return guest
+
+    async def _identify(self, connect: Connect, client_id: str, host: str, ssl_object: object | None) -> Guest:
         if self._users is None or connect.username is None or not self._asks_password(connect, ssl_object):
             return self.admit(client_id, host, ssl_object)
         try:

@@ -1,4 +1,4 @@
-"""How a TLS connection comes in: counted before its handshake, which is bounded in time, and logged if it fails.
+"""How TLS connections come in: counted before their handshakes, which are bounded in time, and logged if they fail.
 
 An event loop's own TLS server tells nobody why a handshake failed, and counts no connection before it succeeded.
 """
@@ -6,110 +6,116 @@ An event loop's own TLS server tells nobody why a handshake failed, and counts n
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
+import socket
 import ssl
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING
 
 from gateway_adapters.mqtt.connection import LINGER_S, address_of, host_of
 
 if TYPE_CHECKING:
     from gateway_adapters.mqtt.listener import MqttListener
 
+# Accepted in one turn of the event loop: a storm of connections must not hold up those that publish.
+ACCEPTED_MAX = 64
+# Without a free descriptor no connection can be accepted, and the listening socket stays readable: look again later.
+FULL_PAUSE_S = 1.0
+_FULL = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 
-class TlsEntrance(asyncio.Protocol):
-    """The protocol of one TCP connection until its TLS handshake is over."""
 
-    def __init__(self, listener: MqttListener) -> None:
+class TlsServer:
+    """Accepts at one listening socket, which it closes in the end."""
+
+    def __init__(self, listener: MqttListener, listening: socket.socket) -> None:
         self._listener = listener
-        self._transport: asyncio.Transport | None = None
-        self._shaking: asyncio.Task[None] | None = None
-        self.peer = "?"
-        self.host = ""
+        self._listening = listening
+        self._loop = asyncio.get_running_loop()
+        self._resuming: asyncio.TimerHandle | None = None
+        self._loop.add_reader(listening, self._accept)
 
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast("asyncio.Transport", transport)
-        self.peer = address_of(transport.get_extra_info("peername"))
-        self.host = host_of(transport.get_extra_info("peername"))
-        if self._listener.admit(self):
-            self._shaking = asyncio.create_task(self._shake_hands(self._transport))
+    @property
+    def sockets(self) -> tuple[socket.socket, ...]:
+        return (self._listening,)
+
+    def close(self) -> None:
+        """Accept nothing more. Safe to call again."""
+        if self._resuming is not None:
+            self._resuming.cancel()
+        if self._listening.fileno() >= 0:
+            self._loop.remove_reader(self._listening)
+            self._listening.close()
+
+    def _accept(self) -> None:
+        for _ in range(ACCEPTED_MAX):
+            try:
+                accepted, address = self._listening.accept()
+            except (BlockingIOError, ConnectionAbortedError, InterruptedError):
+                return
+            except OSError as error:
+                if error.errno not in _FULL:
+                    raise
+                self._pause(error)
+                return
+            accepted.setblocking(False)
+            Handshake(self._listener, accepted, address)
+
+    def _pause(self, error: OSError) -> None:
+        self._listener.say(logging.ERROR, "no connection can be accepted", error=error.strerror)
+        self._loop.remove_reader(self._listening)
+        self._resuming = self._loop.call_later(FULL_PAUSE_S, self._loop.add_reader, self._listening, self._accept)
+
+
+class Handshake:
+    """One connection until its TLS handshake is over; then its protocol has it."""
+
+    def __init__(self, listener: MqttListener, accepted: socket.socket, address: object) -> None:
+        self._listener = listener
+        self.peer = address_of(address)
+        self.host = host_of(address)
+        self._task: asyncio.Task[None] | None = None
+        if listener.admit(self):
+            self._task = asyncio.create_task(self._shake_hands(accepted))
         else:
-            self._transport.abort()
+            accepted.close()
 
     def abort(self) -> None:
         """Close at once."""
-        if self._shaking is not None:
-            self._shaking.cancel()
-        if self._transport is not None:
-            self._transport.abort()
+        if self._task is not None:
+            self._task.cancel()
 
-    async def _shake_hands(self, transport: asyncio.Transport) -> None:
-        context = self._listener.door.tls
-        assert context is not None, "an entrance of a listener without TLS"
-        early = _Early()
+    async def _shake_hands(self, accepted: socket.socket) -> None:
         try:
-            secured = await asyncio.get_running_loop().start_tls(
-                transport,
-                early,
-                context,
-                server_side=True,
+            await asyncio.get_running_loop().connect_accepted_socket(
+                self._listener.protocol,
+                accepted,
+                ssl=self._listener.door.tls,
                 ssl_handshake_timeout=self._listener.connect_timeout_s,
                 ssl_shutdown_timeout=LINGER_S,
             )
-        except (OSError, asyncio.CancelledError) as error:  # SSLError and TimeoutError are OSErrors
-            transport.abort()
-            self._listener.remove(self)
-            if isinstance(error, asyncio.CancelledError):
-                raise
+        except OSError as error:  # SSLError and TimeoutError are OSErrors
             self._say(error)
-            return
-        if secured is not None and not early.lost:
-            early.hand_over(secured, self._listener.protocol())
-        self._listener.remove(self)
+        finally:
+            self._listener.remove(self)
 
     def _say(self, error: OSError) -> None:
-        """One line; a connection that was simply cut before it began (a port scan, a health check) is no failure."""
-        if isinstance(error, ConnectionError) or not (isinstance(error, ssl.SSLError | TimeoutError) or str(error)):
+        """One line; a connection that was cut before it began (a port scan, a health check) is no failure."""
+        if isinstance(error, ConnectionAbortedError):  # the event loop's word for a time-out
+            self._listener.count("timeouts")
+            self._listener.say(logging.INFO, "connection closed: the TLS handshake did not end in time", peer=self.peer)
+            return
+        if isinstance(error, ConnectionError) and not self._listener.paused:
+            self._listener.count("cut_off")
             return
         self._listener.count("handshakes_failed")
-        cause = "it took too long" if isinstance(error, TimeoutError) else _reason(error)
-        self._listener.say(logging.WARNING, "connection closed: the TLS handshake failed", peer=self.peer, cause=cause)
+        self._listener.say(
+            logging.WARNING, "connection closed: the TLS handshake failed", peer=self.peer, cause=_cause(error)
+        )
 
 
-def _reason(error: OSError) -> str:
+def _cause(error: OSError) -> str:
     if isinstance(error, ssl.SSLCertVerificationError):
         return f"the client's certificate is not accepted: {error.verify_message}"
-    return str(getattr(error, "reason", None) or type(error).__name__).lower().replace("_", " ")
-
-
-class _Early(asyncio.Protocol):
-    """Takes what comes between the end of the handshake and the hand-over to the real protocol, at most one read."""
-
-    def __init__(self) -> None:
-        self.lost = False
-        self._data: list[bytes] = []
-
-    def data_received(self, data: bytes) -> None:
-        self._data.append(data)
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        self.lost = True
-
-    def hand_over(self, transport: asyncio.Transport, protocol: asyncio.BaseProtocol) -> None:
-        transport.set_protocol(protocol)
-        protocol.connection_made(transport)
-        for data in self._data:
-            feed(protocol, data)
-
-
-def feed(protocol: Any, data: bytes) -> None:
-    """Give a protocol bytes as its transport would."""
-    if not isinstance(protocol, asyncio.BufferedProtocol):
-        protocol.data_received(data)
-        return
-    part = memoryview(data)
-    while part:
-        window = memoryview(protocol.get_buffer(len(part)))
-        count = min(len(window), len(part))
-        window[:count] = part[:count]
-        protocol.buffer_updated(count)
-        part = part[count:]
+    if isinstance(error, ssl.SSLError):
+        return str(error.reason or "it broke off").lower().replace("_", " ")
+    return str(error) or type(error).__name__

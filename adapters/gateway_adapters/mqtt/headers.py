@@ -14,7 +14,7 @@ from urllib.parse import quote_from_bytes
 RESERVED = frozenset(
     {
         "qos", "retain", "dup", "will", "payload-format", "message-expiry", "content-type", "response-topic",
-        "correlation-data",
+        "correlation-data", "client", "packet-id", "delivery",
     }
 )  # fmt: skip
 RESERVED_PREFIXES = ("user.", "gateway.")

@@ -24,7 +24,7 @@ from gateway.ingest.source import SourceContext
 from gateway_adapters.mqtt.connection import SocketLink
 from gateway_adapters.mqtt.device import Device
 from gateway_adapters.mqtt.door import Door
-from gateway_adapters.mqtt.entrance import TlsEntrance
+from gateway_adapters.mqtt.entrance import Handshake, TlsServer
 from gateway_adapters.mqtt.routes import compile_routes
 from gateway_adapters.mqtt.sessions import Sessions
 from gateway_adapters.mqtt.shown import shown
@@ -38,6 +38,11 @@ REFUSALS_MAX = 64
 # How long stopping waits for records that had arrived, and for acknowledgements to be taken.
 PAUSE_TIMEOUT_S = 5.0
 DRAIN_TIMEOUT_S = 2.0
+# Counters of messages that were dropped or refused, and why.
+_UNRECORDED = {
+    "unrouted": "no route takes their topic",
+    "forbidden": "their senders may not publish to their topic (access_file)",
+}
 
 
 class MqttListener:
@@ -63,13 +68,13 @@ class MqttListener:
             record_bytes_max=record_bytes_max,
             kept_bytes_max=max(KEPT_BYTES_MAX, 2 * self.packet_bytes_max),
         )
-        _refuse_unknown(name, config)
         self.packet_timeout_s = max(1, config.packet_timeout_ns // NS_PER_S)
+        self.native.set_rate(config.messages_per_second_total)
         self.door = Door(config, time.monotonic)
         self._make_protocol = _protocol_factory(self)
-        self._servers: list[asyncio.Server] = []
+        self._servers: list[asyncio.Server | TlsServer] = []
         self._unix_inode = 0
-        self._entering: set[TlsEntrance] = set()  # their TLS handshake is under way
+        self._entering: set[Handshake] = set()  # their TLS handshake is under way
         self._ticking: asyncio.Task[None] | None = None
         self._connections: set[SocketLink] = set()
         self._emptied = asyncio.Event()
@@ -78,10 +83,10 @@ class MqttListener:
         engine = context.engine
         self._wills = Wills(self, self.native, engine.gaps, lambda: {at: name for name, at in engine.streams.items()})
         self.sessions = Sessions(self, config, engine, self.native, self._wills)
-        self._unrouted_said = 0
+        self._said = dict.fromkeys(_UNRECORDED, 0)
         self._counters = dict.fromkeys(
             ("accepted", "refused", "faults", "failed", "timeouts", "taken_over", "unanswered", "wills", "lost",
-             "subscriptions_refused", "sessions_evicted", "logins_refused", "handshakes_failed"), 0,
+             "subscriptions_refused", "sessions_evicted", "logins_refused", "handshakes_failed", "cut_off"), 0,
         )  # fmt: skip
 
     # -- the source's life
@@ -90,10 +95,12 @@ class MqttListener:
         """Listen. Raises SourceError when the address cannot be bound."""
         loop = asyncio.get_running_loop()
         await self.sessions.start()
-        entrance = (lambda: TlsEntrance(self)) if self.config.tls else self.protocol
         try:
             for listening in listening_sockets(self.config):
-                self._servers.append(await loop.create_server(entrance, sock=listening, backlog=BACKLOG))
+                if self.config.tls:
+                    self._servers.append(TlsServer(self, listening))
+                else:
+                    self._servers.append(await loop.create_server(self.protocol, sock=listening, backlog=BACKLOG))
         except OSError as error:
             raise SourceError(
                 f"cannot listen on {self.config.bind}: {error.strerror or error}. Choose another 'bind', or end the "
@@ -199,12 +206,12 @@ class MqttListener:
         """Log an event. Its fields hold no payload and no secret; the log itself limits repeats and counts them."""
         self._logger.log(level, event, extra={"fields": {"source": self.name, **fields}})
 
-    def admit(self, connection: SocketLink | TlsEntrance) -> bool:
+    def admit(self, connection: SocketLink | Handshake) -> bool:
         """May this socket stay until its handshake is over, or its CONNECT has been read?"""
         cause = None
         if len(self._connections) + len(self._entering) >= self.config.connections_max + REFUSALS_MAX:
             cause = "too many sockets"
-        elif isinstance(connection, TlsEntrance) or connection.ssl_object is None:
+        elif isinstance(connection, Handshake) or connection.ssl_object is None:
             cause = self.door.admission.enter(connection.host)
         else:
             self.door.admission.go_on(connection.host)  # its entrance was let in, and is removed now
@@ -215,7 +222,7 @@ class MqttListener:
             if not self.paused:
                 self.say(logging.WARNING, f"connection refused: {cause}", peer=connection.peer)
             return False
-        if isinstance(connection, TlsEntrance):
+        if isinstance(connection, Handshake):
             self._entering.add(connection)
         else:
             self._connections.add(connection)
@@ -239,7 +246,7 @@ class MqttListener:
         if self._clients.get(device.client_id) is device:
             del self._clients[device.client_id]
 
-    def remove(self, connection: SocketLink | TlsEntrance) -> None:
+    def remove(self, connection: SocketLink | Handshake) -> None:
         """Its socket is gone, or it has come through the entrance."""
         if connection in self._connections or connection in self._entering:
             self.door.admission.leave(connection.host)
@@ -281,27 +288,23 @@ class MqttListener:
                 connection.look_after()
             self._wills.advance()
             self.sessions.advance()
-            self._say_unrouted()
+            self._say_unrecorded()
             if self.native.crowded:  # the ring's event does this; once more costs nothing
                 self._reopen()
 
-    def _say_unrouted(self) -> None:
-        unrouted = self.native.counters["unrouted"]
-        if unrouted > self._unrouted_said:
-            self.say(
-                logging.WARNING,
-                "messages not recorded: no route takes their topic",
-                topic=shown(self.native.unrouted_topic.decode(errors="replace")),
-                messages=unrouted - self._unrouted_said,
-            )
-            self._unrouted_said = unrouted
-
-
-def _refuse_unknown(name: str, config: ListenerConfig) -> None:
-    """What would be a hole if it were passed over."""
-    for key in ("access_file", "messages_per_second", "messages_per_second_total"):
-        if getattr(config, key):
-            raise SourceError(f"'{key}' is not in this version; leave it out of [mqtt.listeners.{name}].", source=name)
+    def _say_unrecorded(self) -> None:
+        """Messages that no route takes, or that their senders may not publish: how many more, and one topic of them."""
+        for counter, cause in _UNRECORDED.items():
+            count = self.native.counters[counter]
+            if count > self._said[counter]:
+                topic: bytes = getattr(self.native, f"{counter}_topic")
+                self.say(
+                    logging.WARNING,
+                    f"messages not recorded: {cause}",
+                    topic=shown(topic.decode(errors="replace")),
+                    messages=count - self._said[counter],
+                )
+                self._said[counter] = count
 
 
 def _protocol_factory(listener: MqttListener) -> Callable[[], asyncio.BaseProtocol]:

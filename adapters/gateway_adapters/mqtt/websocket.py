@@ -131,9 +131,6 @@ class WebSocketProtocol(asyncio.Protocol):
         self._after_receiving()
 
     def eof_received(self) -> bool:
-        if not self.ended:
-            self._socket.receive_eof()
-            self._after_receiving()
         return False
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -162,8 +159,9 @@ class WebSocketProtocol(asyncio.Protocol):
                 self._take(event)
         self._flush()
         self._account()
-        if self._socket.parser_exc is not None and not self.ended:
-            self._refuse(f"the client broke the WebSocket protocol ({type(self._socket.parser_exc).__name__})")
+        cause = self._socket.parser_exc or self._socket.handshake_exc
+        if cause is not None and not self.ended:
+            self._refuse(f"the client broke the WebSocket protocol ({type(cause).__name__})")
         self._feed()
 
     def _shake_hands(self, request: Request) -> None:
