@@ -1,9 +1,10 @@
 """Does the subscriber take what a broker can give, and at what price?
 
-QoS 0, 64 B of payload, behind a Mosquitto that is offered all it takes. Each round: a reader that only receives and
-discards; the gateway, whose messages count when durable; and a bare aiomqtt loop that discards, which is offered more
-than it takes, but so little that it has a core of its own. All are processes of their own on the same machine, so what
-the gateway spends is missing to the broker. CPU is the receiving process's, all its threads.
+QoS 0, 64 B of payload, behind a Mosquitto that is offered all it takes. Each round: two readers that only receive and
+discard, of which the one that gets more counts; the gateway, whose messages count when durable; and a bare aiomqtt loop
+that discards, which is offered more than it takes, but so little that it has a core of its own. All are processes of
+their own on the same machine, so what the gateway spends is missing to the broker. CPU is the receiving process's, all
+its threads.
 """
 
 from __future__ import annotations
@@ -88,23 +89,26 @@ def durable(process: GatewayProcess) -> int:
 def run(rounds: int) -> Result:
     seconds = duration_s(SECONDS, QUICK_SECONDS)
     version = mosquitto_version()
-    found: dict[str, list[tuple[float, float]]] = {"bare": [], "gateway": [], "aiomqtt": []}
+    found: dict[str, list[tuple[float, float]]] = {"eager": [], "patient": [], "gateway": [], "aiomqtt": []}
     with scratch() as directory:
         for number in range(rounds):
             with mosquitto_broker(directory, *BROKER_SETTINGS) as port:
-                found["bare"].append(reader_round("bare", port, seconds))
+                for reader in ("eager", "patient"):
+                    found[reader].append(reader_round(reader, port, seconds))
                 found["gateway"].append(gateway_round(directory / str(number), port, seconds))
                 found["aiomqtt"].append(reader_round("aiomqtt", port, seconds, PEER_OFFERED_PER_S))
     rates = {name: [rate for rate, _ in values] for name, values in found.items()}
     cpu_us = {name: median([cpu for _, cpu in values]) for name, values in found.items()}
-    shares = [ours / bare for ours, bare in zip(rates["gateway"], rates["bare"], strict=True)]
+    best = map(max, rates["eager"], rates["patient"])
+    shares = [ours / theirs for ours, theirs in zip(rates["gateway"], best, strict=True)]
     result = Result((f"behind {version}", "messages/s, median (range)", "CPU µs/message", "counted when"))
     for name, shown, counted in (
-        ("bare", "reader that discards", "received"),
+        ("eager", "reader that discards", "received"),
+        ("patient", "reader that discards and rests", "received"),
         ("gateway", "gateway subscriber, native", "durable"),
         ("aiomqtt", "aiomqtt loop that discards", "received"),
     ):
         result.rows.append((shown, spread(rates[name]), f"{cpu_us[name]:.2f}", counted))
-    result.facts["share_of_the_reader"] = round(median(shares), 3)
+    result.facts["share_of_the_better_reader"] = round(median(shares), 3)
     result.facts["aiomqtt_cpu_over_gateway_cpu"] = round(cpu_us["aiomqtt"] / cpu_us["gateway"], 1)
     return result
