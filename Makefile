@@ -67,7 +67,7 @@ $(VENV)/.stamp-test: pyproject.toml | $(VENV)/.stamp-build
 	@touch $(VENV)/.stamp-run
 
 $(VENV)/.stamp-fuzz: $(VENV)/.stamp-test
-	$(call install,.[test,fuzz])
+	$(call install,.[fuzz])
 
 $(VENV)/.stamp-lint: $(VENV)/.stamp-test
 	$(call install,.[lint])

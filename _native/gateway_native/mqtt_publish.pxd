@@ -184,17 +184,22 @@ cdef inline int find_partition(MqttGroup* group, Publish* p) noexcept nogil:
     return STOP_NONE
 
 
-cdef inline int find_target(MqttGroup* group, MqttConnection* connection, Publish* p) noexcept nogil:
-    """Check the topic, find its route and partition. STOP_NONE, STOP_STREAM or STOP_FAULT."""
+cdef inline int match_route(MqttGroup* group, MqttConnection* connection, Publish* p) noexcept nogil:
+    """Check the topic, and find its route; a partition, too, unless a template names the stream. STOP_NONE or STOP_FAULT."""
     cdef uint8_t wrong = fault_of_topic(p.topic, p.topic_bytes)
     if wrong:
         return fault(connection, wrong)
     p.route = route_find(group.routes, p.topic, p.topic_bytes)
-    p.partition = 0
-    if p.route == NULL:
-        return STOP_NONE
-    p.partition = p.route.partition
-    return find_partition(group, p) if p.route.stream.count else STOP_NONE
+    p.partition = 0 if p.route == NULL else p.route.partition
+    return STOP_NONE
+
+
+cdef inline int find_target(MqttGroup* group, MqttConnection* connection, Publish* p) noexcept nogil:
+    """Check the topic, find its route and partition. STOP_NONE, STOP_STREAM or STOP_FAULT."""
+    cdef int stop = match_route(group, connection, p)
+    if stop == STOP_NONE and p.route != NULL and p.route.stream.count:
+        return find_partition(group, p)
+    return stop
 
 
 cdef inline int recall_target(MqttGroup* group, MqttConnection* connection, Publish* p) noexcept nogil:
@@ -341,7 +346,9 @@ cdef inline int publish_look(
     wrong = publish_topic(connection, p, sink.alias)
     if wrong:
         return fault(connection, wrong)
-    return recall_target(group, connection, p) if group.routes.costly else find_target(group, connection, p)
+    if group.routes.costly:
+        return recall_target(group, connection, p)
+    return match_route(group, connection, p)    # without templates: those are costly
 
 
 cdef inline int publish(

@@ -68,6 +68,8 @@ _LEVEL_OR_TOPIC = re.compile(r"\{([1-9]|topic)\}")
 def _check_stream(stream: str) -> str:
     """A name, or one with levels of the topic in it."""
     literals = _LEVEL.sub("", stream)
+    if stream.startswith("__"):
+        raise ValueError(f"{stream!r} begins with '__', as only the gateway's own streams do; choose another name")
     if literals == stream and "{" not in stream:
         return _check_name(stream)
     if literals and not _NAME.fullmatch(literals):
