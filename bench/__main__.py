@@ -13,6 +13,7 @@ from bench.common import QUICK_VARIABLE, Skipped, machine
 MODULES = {
     "mqtt_listener": "messages/s into the log, beside an aiomqtt receive loop behind Mosquitto",
     "mqtt_subscriber": "share of what a reader that discards gets behind Mosquitto, CPU beside aiomqtt's",
+    "mqtt_costs": "messages/s and CPU a message over payload, topics and connections, beside Mosquitto",
     "storage_append": "ring to durable by record size, mapped and pwrite",
     "log_throughput": "ring to durable beside fio, 1 KiB and 16 KiB records",
     "log_small_records": "writer CPU per 64 B record and records/s, over 1 to 1,000 partitions",

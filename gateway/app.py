@@ -8,7 +8,7 @@ import resource
 import signal
 from collections.abc import Callable
 from contextlib import AsyncExitStack
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import uvloop
 
@@ -16,13 +16,20 @@ from gateway.config import Config, Retention, StreamConfig
 from gateway.errors import ConfigError, GatewayError, SourceError
 from gateway.ingest import limits
 from gateway.ingest.engine import Engine
-from gateway.ingest.source import Refreshing, Source, SourceContext, load_factory
+from gateway.ingest.source import Holdable, Refreshing, Source, SourceContext, load_factory
 from gateway.ingest.troubles import DISK
 from gateway.log.layout import partition_path, prepare
 from gateway.log.lock import DataLock
 from gateway.log.read_ahead import read_ahead
 
+if TYPE_CHECKING:
+    from gateway.control.plane import ControlPlane
+
 logger = logging.getLogger("gateway")
+
+
+# How many of the sources are named to who asks for one that is not there.
+SOURCES_SHOWN_MAX = 20
 
 
 def source_configs(config: Config) -> dict[str, tuple[str, Any]]:
@@ -47,6 +54,9 @@ class App:
         self._engine: Engine | None = None
         self._resources = AsyncExitStack()
         self._troubles: dict[str, str] = {}
+        self._held: set[str] = set()
+        self._changing = asyncio.Lock()  # sources are stopped, held and started by one at a time
+        self._control: ControlPlane | None = None
 
     @property
     def engine(self) -> Engine:
@@ -71,21 +81,31 @@ class App:
             for name, (kind, model) in source_configs(self.config).items():
                 await self._start_source(name, kind, model)
             self._log_recovery()
+            await self._start_control()
         except BaseException:
             await self.stop()
             raise
 
     async def stop(self) -> None:
         """Stop reading, make everything durable, let the acknowledgements go, close."""
-        await self._stop_sources(list(self.sources))
+        await self._stop_control()
+        async with self._changing:
+            await self._stop_sources(list(self.sources))
         await self._resources.aclose()
 
     async def reload(self, config: Config) -> None:
         """Apply changed sources, touching no other. What else changed needs a restart, and is named in the log."""
+        async with self._changing:
+            await self._reload(config)
+
+    async def _reload(self, config: Config) -> None:
         wanted = source_configs(config)
         changed = [name for name, what in self._models.items() if wanted.get(name) != what]
         self._log_unapplied(config)
         await self._stop_sources(changed)
+        control_changed = (config.control, config.control_topic) != (self.config.control, self.config.control_topic)
+        if control_changed:
+            await self._stop_control()
         self.config = config
         self.engine.config = config
         self._refresh_sources()
@@ -96,12 +116,58 @@ class App:
                 await self._start_source(name, kind, model)
             except GatewayError as error:
                 logger.error("source not started", extra={"fields": {"source": name, "error": str(error)}})
+        if control_changed:
+            try:
+                await self._start_control()
+            except GatewayError as error:
+                logger.error("control plane not started", extra={"fields": {"error": str(error)}})
+
+    async def hold(self, name: str) -> None:
+        """Let this source read nothing until `release` or its next start. Its records so far become durable as ever.
+
+        Raises SourceError for a source that is not there.
+        """
+        async with self._changing:
+            source = self._source(name)
+            if name in self._held:
+                return
+            if isinstance(source, Holdable):
+                await source.hold()
+            else:
+                await self._end([source])
+            self._held.add(name)
+        logger.info("source paused", extra={"fields": {"source": name, "kind": source.kind}})
+
+    async def release(self, name: str) -> None:
+        """Let it read on. Raises SourceError for one that is not there, or that cannot be started again."""
+        async with self._changing:
+            source = self._source(name)
+            if name not in self._held:
+                return
+            if isinstance(source, Holdable):
+                await source.release()
+            else:
+                await self._start_source(name, *self._models[name])
+            self._held.discard(name)
+        logger.info("source resumed", extra={"fields": {"source": name, "kind": source.kind}})
+
+    @property
+    def held(self) -> frozenset[str]:
+        """The sources that stand still because `hold` asked them to."""
+        return frozenset(self._held)
+
+    def _source(self, name: str) -> Source:
+        if name in self.sources:
+            return self.sources[name]
+        known = ", ".join(list(self.sources)[:SOURCES_SHOWN_MAX]) or "none"
+        raise SourceError(f"There is no source {name!r} here; there are: {known}.")
 
     def statistics(self) -> dict[str, Any]:
         """The engine's counters and each source's."""
         return {
             **self.engine.statistics(),
             "sources": {name: {"kind": source.kind, **source.statistics()} for name, source in self.sources.items()},
+            **({"control": self._control.statistics()} if self._control is not None else {}),
         }
 
     def _take_data_directory(self) -> None:
@@ -147,14 +213,18 @@ class App:
         stopping = [self.sources[name] for name in names if name in self.sources]
         if not stopping:
             return
+        await self._end(stopping)
+        for source in stopping:
+            del self.sources[source.name]
+            del self._models[source.name]
+            self._held.discard(source.name)
+
+    async def _end(self, stopping: list[Source]) -> None:
         await self._each("pause", stopping)
         if not await asyncio.to_thread(self.engine.flush):
             logger.error("the disk did not take everything in time; what is missing was not acknowledged")
         await self._each("drain", stopping)
         await self._each("stop", stopping)
-        for source in stopping:
-            del self.sources[source.name]
-            del self._models[source.name]
 
     async def _each(self, step: str, sources: list[Source]) -> None:
         calls = [getattr(source, step)() for source in sources]
@@ -166,6 +236,21 @@ class App:
                     exc_info=outcome,
                     extra={"fields": {"source": source.name, "kind": source.kind}},
                 )
+
+    # -- the control plane --------------------------------------------------------------------------------------------
+
+    async def _start_control(self) -> None:
+        if self.config.control is None:
+            return
+        from gateway.control.plane import ControlPlane
+
+        self._control = ControlPlane(self.config.control, self.config.control_topic, self)
+        await self._control.start()
+
+    async def _stop_control(self) -> None:
+        control, self._control = self._control, None
+        if control is not None:
+            await control.stop()
 
     # -- the engine's health ------------------------------------------------------------------------------------------
 

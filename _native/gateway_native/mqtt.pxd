@@ -42,7 +42,7 @@ cdef enum:
     STOP_STREAM = 5                 # the packet waits for the partition of the stream `group.wanted`; see group_add_stream
     STOP_RATE = 6                   # the client is faster than it may be; the packet waits until `resume_ns`
 
-    # How: indexes into FAULTS in mqtt.pyx, which says the rest.
+    # How: indexes into FAULTS in mqtt_faults.py, which says the rest.
     FAULT_NONE = 0
     FAULT_FIRST_PACKET = 1
     FAULT_TYPE = 2

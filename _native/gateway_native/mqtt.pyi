@@ -1,22 +1,14 @@
 from collections.abc import Callable
-from typing import Final, Self
+from typing import Self
 
+from gateway_native.mqtt_faults import FAULTS as FAULTS
+from gateway_native.mqtt_faults import RemoteFault as RemoteFault
 from gateway_native.mqtt_routes import Routes as Routes
 from gateway_native.mqtt_routes import filter_match as filter_match
+from gateway_native.mqtt_routes import is_text as is_text
+from gateway_native.mqtt_routes import is_topic as is_topic
 from gateway_native.mqtt_session import Session as Session
 from gateway_native.ring import Ring
-
-FAULTS: Final[tuple[tuple[int, str], ...]]
-
-class RemoteFault(Exception):
-    """The peer broke the protocol, or asked for what is not offered; the only error that received bytes can cause."""
-
-    reason: int
-    cause: str
-    def __init__(self, reason: int, cause: str) -> None: ...
-
-def is_text(text: bytes) -> bool: ...
-def is_topic(topic: bytes) -> bool: ...
 
 class Window:
     """The memory that the next received bytes go to. Valid until they were taken, which drivers do at once."""

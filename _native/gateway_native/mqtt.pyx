@@ -6,7 +6,7 @@ from cpython.bytes cimport PyBytes_FromStringAndSize
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcpy, memset
-from posix.time cimport CLOCK_MONOTONIC, CLOCK_REALTIME, clock_gettime, timespec
+from posix.time cimport CLOCK_MONOTONIC, CLOCK_REALTIME
 
 from gateway_native.mqtt_acks cimport (
     ACKS_FINE,
@@ -20,184 +20,25 @@ from gateway_native.mqtt_acks cimport (
 )
 from gateway_native.mqtt_aliases cimport ALIASES_MAX, aliases_drop
 from gateway_native.mqtt_drops cimport MqttDrop
-from gateway_native.mqtt_headers cimport variable_integer
 from gateway_native.mqtt_kept cimport kept_drop, kept_put
-from gateway_native.mqtt_publish cimport fault, fault_of_topic, publish, release
-from gateway_native.mqtt_rate cimport rate_charge, rate_resume, rate_set
+from gateway_native.mqtt_packets cimport PUBLISH, clock_now, packet_begin, packet_take, pass_over, rest
+from gateway_native.mqtt_publish cimport publish
+from gateway_native.mqtt_rate cimport rate_charge, rate_set
 from gateway_native.mqtt_session cimport PARTITION_NONE, spin_lock, spin_unlock
-from gateway_native.mqtt_text cimport TEXT_OK, text_check
 from gateway_native.mqtt_topics cimport names_add, names_forget, topics_forget_all, topics_init, topics_memory
 from gateway_native.ring cimport Ring, ring_publish
 
 import secrets
 
-from gateway_native.mqtt_routes import Routes, filter_match
+from gateway_native.mqtt_faults import FAULTS, RemoteFault
+from gateway_native.mqtt_routes import Routes, filter_match, is_text, is_topic
 from gateway_native.mqtt_session import Session
 
 cdef extern from "atomics.h" nogil:
     uint64_t gw_load_seq(const uint64_t*)
 
 cdef enum:
-    CONNECT = 1
-    CONNACK = 2
-    PUBLISH = 3
-    PUBREL = 6
-    PINGREQ = 12
-    PINGRESP = 13
-    DISCONNECT = 14
-    AUTH = 15
-
-    NOT_SENT = 0xFF                 # in FLAGS_OF_TYPE
-
     SESSIONS_BYTES_MAX = 67108864   # identifiers of all sessions of a group, see MqttDelivery
-
-# MQTT 5 reason code, and the sentence that a log line says after "closed:".
-FAULTS = (
-    (0x00, "nothing is wrong"),
-    (0x82, "the first packet is not the one that opens a connection"),
-    (0x82, "a packet of a type that its side does not send"),
-    (0x81, "reserved flags of the fixed header are wrong"),
-    (0x81, "the length of a packet is malformed"),
-    (0x95, "a packet is larger than allowed"),
-    (0x81, "a field reaches beyond the end of its packet"),
-    (0x81, "a publish has QoS 3"),
-    (0x9B, "a publish has QoS 2, which was not offered"),
-    (0x81, "a publish with QoS 0 is marked as a duplicate"),
-    (0x82, "a publish has an empty topic"),
-    (0x81, "a topic is not UTF-8"),
-    (0x81, "a topic contains U+0000"),
-    (0x81, "a publish has a topic with + or #"),
-    (0x82, "a publish or its release has packet identifier 0"),
-    (0x81, "a publish has a property that a publish cannot have"),
-    (0x82, "a publish has the same property twice"),
-    (0x82, "a property of a publish has a value outside its range"),
-    (0x81, "a property of a publish is not UTF-8, or contains U+0000"),
-    (0x94, "a publish has a topic alias that was not offered"),
-    (0x82, "a publish has a subscription identifier"),
-    (0x93, "more publishes are unacknowledged than allowed"),
-    (0x90, "no route takes the topic of a publish with QoS 1 or 2"),
-    (0x97, "no memory is left for a packet that arrives"),
-    (0x95, "a publish would become a record larger than allowed"),
-    (0x82, "a publish uses a topic alias that was not set before"),
-    (0x97, "the topics of a connection's aliases need more memory than allowed"),
-    (0x87, "a publish to a topic that its client must not publish to"),
-    (0x97, "the gateway cannot follow, and the route of a publish drops what is newest"),
-    (0x81, "a release of a publish has a reason code that it cannot have"),
-)
-
-# Flags each packet type must have [MQTT-2.2.2-2]; PUBLISH has its own rules.
-cdef uint8_t[2][16] FLAGS_OF_TYPE = [
-    # From clients: no CONNACK, SUBACK, UNSUBACK, PINGRESP. From servers: the other way round; CONNACK only once.
-    [NOT_SENT, 0, NOT_SENT, 0, 0, 0, 2, 0, 2, NOT_SENT, 2, NOT_SENT, 0, NOT_SENT, 0, 0],
-    [NOT_SENT, NOT_SENT, NOT_SENT, 0, 0, 0, 2, 0, NOT_SENT, 0, NOT_SENT, 0, NOT_SENT, 0, 0, 0],
-]
-
-
-class RemoteFault(Exception):
-    """The peer broke the protocol, or asked for what is not offered; the only error that received bytes can cause.
-
-    ``reason`` is the MQTT 5 reason code to answer with, ``cause`` what a log line says. Neither holds anything that
-    the peer sent.
-    """
-
-    def __init__(self, reason, cause):
-        super().__init__(f"{cause} (reason code 0x{reason:02X})")
-        self.reason = reason
-        self.cause = cause
-
-
-# -- the packets of a buffer -------------------------------------------------------------------------------------------
-
-cdef uint8_t fault_of_first_byte(uint8_t role, MqttConnection* connection, uint8_t first_byte) noexcept nogil:
-    """Judged as soon as it is there: garbage need not be awaited to its end."""
-    cdef uint8_t flags
-    if connection.version == 0:             # [MQTT-3.1.0-1], [MQTT-3.2.0-1]
-        return FAULT_NONE if first_byte == (CONNECT if role == ROLE_SERVER else CONNACK) << 4 else FAULT_FIRST_PACKET
-    if first_byte >> 4 == PUBLISH:
-        return FAULT_NONE
-    flags = FLAGS_OF_TYPE[role][first_byte >> 4]
-    if flags == NOT_SENT or (first_byte >> 4 == AUTH and connection.version != 5):
-        return FAULT_TYPE
-    if first_byte >> 4 == DISCONNECT and role == ROLE_CLIENT and connection.version != 5:
-        return FAULT_TYPE
-    return FAULT_NONE if first_byte & 15 == flags else FAULT_FLAGS
-
-
-cdef int packet_begin(
-    MqttGroup* group, MqttConnection* connection, const uint8_t* at, size_t left,
-) noexcept nogil:
-    """Read a fixed header into header_bytes and body_bytes. STOP_NONE when the packet is whole."""
-    cdef uint8_t wrong = fault_of_first_byte(group.role, connection, at[0])
-    cdef uint64_t limit = group.packet_bytes_max
-    cdef int width
-    if wrong:
-        return fault(connection, wrong)
-    width = variable_integer(at + 1, left - 1, connection.version == 5, &connection.body_bytes)
-    if width < 0:
-        return fault(connection, FAULT_LENGTH)
-    if width == 0:
-        connection.need = left + 1
-        return STOP_END
-    connection.header_bytes = 1 + width
-    connection.need = <uint64_t>connection.header_bytes + connection.body_bytes
-    if at[0] >> 4 != PUBLISH and limit > CONTROL_BYTES_MAX:
-        limit = CONTROL_BYTES_MAX
-    if connection.need > limit:
-        if group.role == ROLE_CLIENT and at[0] >> 4 == PUBLISH:
-            return oversized(connection, left)
-        return fault(connection, FAULT_TOO_LARGE)
-    return STOP_NONE if connection.need <= left else STOP_END
-
-
-cdef int oversized(MqttConnection* connection, size_t left) noexcept nogil:
-    """A broker's publish larger than allowed: the driver gets its beginning, the rest is passed over.
-
-    MQTT 3.1.1 has no way to tell a broker of a limit, and one that never gets its PUBACK sends it again and again.
-    """
-    cdef uint64_t whole = connection.need
-    connection.need = min(whole, <uint64_t>OVERSIZED_BYTES)
-    if connection.need > left:
-        return STOP_END
-    connection.body_bytes = <uint32_t>(connection.need - connection.header_bytes)
-    connection.skip = whole - connection.need
-    return STOP_PACKET
-
-
-cdef inline void pass_over(MqttConnection* connection, size_t size, size_t* position) noexcept nogil:
-    """What is left of an oversized publish."""
-    cdef uint64_t count = min(connection.skip, <uint64_t>(size - position[0]))
-    position[0] += count
-    connection.skip -= count
-
-
-cdef inline int64_t clock_now(const MqttGroup* group, int clock) noexcept nogil:
-    cdef timespec now
-    if group.clock_ns:
-        return group.clock_ns
-    clock_gettime(clock, &now)
-    return <int64_t>now.tv_sec * 1000000000 + now.tv_nsec
-
-
-cdef bint rest(MqttGroup* group, MqttConnection* connection, int64_t steady_ns) noexcept nogil:
-    """Has the connection, or the group, a rate limit that lets no publish pass now?"""
-    connection.resume_ns = max(rate_resume(&connection.rate, steady_ns), rate_resume(&group.rate, steady_ns))
-    return connection.resume_ns != 0
-
-
-cdef int packet_take(
-    MqttGroup* group, MqttConnection* connection, const uint8_t* at, int64_t time_ns,
-) noexcept nogil:
-    """Any packet but PUBLISH, as far as the parser takes it."""
-    if at[0] >> 4 == PINGREQ:
-        if connection.body_bytes:
-            return fault(connection, FAULT_LENGTH)
-        connection.pings += 1
-        return STOP_NONE
-    if at[0] >> 4 == PINGRESP:
-        return fault(connection, FAULT_LENGTH) if connection.body_bytes else STOP_NONE
-    if at[0] >> 4 == PUBREL and connection.session != NULL:
-        return release(group, connection, at + connection.header_bytes, connection.body_bytes, time_ns)
-    return STOP_PACKET
 
 
 cdef int mqtt_parse(
@@ -263,16 +104,6 @@ cdef uint32_t connection_close(MqttGroup* group, MqttConnection* connection) noe
 
 
 # -- the objects of Python's side -------------------------------------------------------------------------------------
-
-
-def is_text(bytes text not None) -> bool:
-    """Is this a UTF-8 string as MQTT wants it: well-formed, no surrogates, no U+0000 (MQTT 5 section 1.5.4)?"""
-    return text_check(<const uint8_t*><const char*>text, len(text), False) == TEXT_OK
-
-
-def is_topic(bytes topic not None) -> bool:
-    """Is this a valid topic name: text of 1 to 65535 bytes without wildcards?"""
-    return len(topic) <= 65535 and fault_of_topic(<const uint8_t*><const char*>topic, len(topic)) == FAULT_NONE
 
 
 cdef class Window:

@@ -10,6 +10,8 @@ _Spec: TypeAlias = (
 )
 
 def filter_match(filter: bytes, topic: bytes) -> bool: ...  # noqa: A002  # the field's own word
+def is_text(text: bytes) -> bool: ...
+def is_topic(topic: bytes) -> bool: ...
 
 class Routes:
     """Topic filters and where they lead to; the first filter that matches a topic decides."""

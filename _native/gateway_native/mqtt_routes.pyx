@@ -7,6 +7,8 @@ from libc.stdint cimport uint8_t, uint32_t
 from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcpy
 
+from gateway_native.mqtt_text cimport TEXT_OK, text_check
+
 # What a template is made of: literals and placeholders in turn.
 PLACEHOLDER = re.compile(rb"\{([1-9]|topic)\}")
 # Up to so many routes without templates a topic is found sooner than it is looked up.
@@ -17,6 +19,16 @@ def filter_match(bytes filter not None, bytes topic not None) -> bool:
     """Does a topic name match a topic filter (MQTT 5 section 4.7)? Both must be valid."""
     return filter_matches(<const uint8_t*><const char*>filter, len(filter), <const uint8_t*><const char*>topic,
                           len(topic))
+
+
+def is_text(bytes text not None) -> bool:
+    """Is this a UTF-8 string as MQTT wants it: well-formed, no surrogates, no U+0000 (MQTT 5 section 1.5.4)?"""
+    return text_check(<const uint8_t*><const char*>text, len(text), False) == TEXT_OK
+
+
+def is_topic(bytes topic not None) -> bool:
+    """Is this a valid topic name: text of 1 to 65535 bytes without wildcards?"""
+    return 0 < len(topic) <= 65535 and text_check(<const uint8_t*><const char*>topic, len(topic), True) == TEXT_OK
 
 
 cdef class Routes:

@@ -52,6 +52,7 @@ def check(path: Path, forecast: bool, as_json: bool) -> None:
         "sources": [_source(name, source) for name, source in config.sources().items()],
         "streams": {name: _stream(config, name, plan) for name in _stream_names(config)},
         "limits": limits_report(config),
+        "control": _control(config),
         "warnings": [*warnings(config), *_clock_warnings(config)],
     }
     if forecast:
@@ -157,6 +158,15 @@ def _source(name: str, source: Any) -> dict[str, Any]:
     return {"name": name, "kind": "mqtt.subscriber", "at": source.url, "streams": streams}
 
 
+def _control(config: Config) -> dict[str, Any] | None:
+    control = config.control
+    if control is None:
+        return None
+    interval_ns = control.statistics_interval_ns
+    topic = config.control_topic
+    return {"url": control.url, "topic": topic, "statistics_interval_ns": interval_ns, "commands": control.commands}
+
+
 def _stream_names(config: Config) -> list[str]:
     """Those known by name; what templates will name is not among them."""
     known = config.written_streams()
@@ -199,6 +209,8 @@ def _print(report: dict[str, Any]) -> None:
         f"limits    {limits['max_streams']:,} streams, {limits['connections_max']:,} connections, "
         f"records up to {format_size(limits['record_bytes_max'])}"
     )
+    if report["control"]:
+        click.echo(f"control   {_control_line(report['control'])}")
     if report["sources"]:
         click.echo()
         rows = [(s["name"], s["kind"], s["at"], ", ".join(s["streams"])) for s in report["sources"]]
@@ -214,6 +226,12 @@ def _print(report: dict[str, Any]) -> None:
         say(f"warning: {sentence}")
     click.echo()
     click.echo(f"{report['file']} is sound.")
+
+
+def _control_line(control: dict[str, Any]) -> str:
+    every = format_duration(control["statistics_interval_ns"])
+    taken = "takes commands" if control["commands"] else "takes no commands"
+    return f"{control['topic']} at {control['url']}: statistics every {every}, {taken}"
 
 
 def _synced(data: dict[str, Any]) -> str:

@@ -55,6 +55,13 @@ routes = [{{ filter = "#", stream = "telemetry" }}]
 # password_file = "/run/credentials/broker"
 # routes = [{{ filter = "plant/#", stream = "telemetry", qos = 1 }}]
 
+# --- the control plane ------------------------------------------------------------------------------------------
+
+# [control]                       # tells a broker: online or offline, and statistics
+# url = "mqtt://broker.local:1883"
+# topic = "gateway/{name}"          # …/status, …/statistics
+# commands = false                # true: who may publish to …/command there may pause sources and see pictures
+
 # --- cameras ----------------------------------------------------------------------------------------------------
 
 # [cameras.gate-1]

@@ -11,11 +11,13 @@ from pathlib import Path
 from gateway.config.files import KeyPath, Problem, dotted
 from gateway.config.model import (
     SESSIONS_STREAM,
+    BrokerConfig,
     CameraConfig,
     Config,
     ListenerConfig,
     ReconnectingConfig,
     SubscriberConfig,
+    is_loopback,
 )
 
 
@@ -51,6 +53,15 @@ def _named(config: Config) -> Iterator[tuple[tuple[str, ...], ListenerConfig | S
         yield ("cameras", name), camera
 
 
+def _reconnecting(config: Config) -> Iterator[tuple[tuple[str, ...], ReconnectingConfig]]:
+    """Everything that connects by itself."""
+    for path, source in _named(config):
+        if isinstance(source, ReconnectingConfig):
+            yield path, source
+    if config.control is not None:
+        yield ("control",), config.control
+
+
 def _source_names(config: Config) -> Iterator[Problem]:
     first: dict[str, tuple[str, ...]] = {}
     for path, _ in _named(config):
@@ -63,10 +74,14 @@ def _source_names(config: Config) -> Iterator[Problem]:
 
 
 def _internal_streams(config: Config) -> Iterator[Problem]:
-    """What listeners remember of sessions must stand alone in its stream; routes are checked one by one."""
-    for name, camera in config.cameras.items():
-        if camera.stream == SESSIONS_STREAM:
-            yield ("cameras", name, "stream"), f"{SESSIONS_STREAM} is the gateway's own; choose another stream"
+    """What listeners remember of sessions must stand alone in its stream."""
+    text = f"{SESSIONS_STREAM} is the gateway's own; choose another stream"
+    for path, source in _named(config):
+        if isinstance(source, CameraConfig):
+            if source.stream == SESSIONS_STREAM:
+                yield (*path, "stream"), text
+        elif any(route.stream == SESSIONS_STREAM for route in source.routes):
+            yield (*path, "routes"), text
 
 
 def _binds(config: Config) -> Iterator[Problem]:
@@ -96,15 +111,15 @@ def _same_address(one: str, other: str) -> bool:
 
 
 def _client_ids(config: Config) -> Iterator[Problem]:
-    seen: dict[tuple[str, int, str], str] = {}
-    for name, subscriber in config.mqtt.subscribers.items():
-        if subscriber.client_id is None:
+    seen: dict[tuple[str, int, str], tuple[str, ...]] = {}
+    for path, client in _reconnecting(config):
+        if not isinstance(client, BrokerConfig) or client.client_id is None:
             continue
-        key = (subscriber.host, subscriber.port, subscriber.client_id)
+        key = (client.host, client.port, client.client_id)
         if key in seen:
-            text = f"mqtt.subscribers.{seen[key]} uses it at the same broker, which would disconnect one for the other"
-            yield ("mqtt", "subscribers", name, "client_id"), text
-        seen.setdefault(key, name)
+            text = f"{dotted(seen[key])} uses it at the same broker, which would disconnect one for the other"
+            yield (*path, "client_id"), text
+        seen.setdefault(key, path)
 
 
 def _camera_streams(config: Config) -> Iterator[Problem]:
@@ -154,18 +169,16 @@ def _levels(topic_filter: str) -> int:
 
 
 def _credentials(config: Config) -> Iterator[Problem]:
-    for path, source in _named(config):
-        if not isinstance(source, ReconnectingConfig):
-            continue
+    for path, source in _reconnecting(config):
         if source.password is not None and source.username is None:
             yield path, "has a password but no 'username'"
         if source.reconnect_min_ns > source.reconnect_max_ns:
             yield (*path, "reconnect_min"), "is longer than reconnect_max"
-        if isinstance(source, SubscriberConfig):
+        if isinstance(source, BrokerConfig):
             yield from _tls(path, source)
 
 
-def _tls(path: tuple[str, ...], source: SubscriberConfig) -> Iterator[Problem]:
+def _tls(path: tuple[str, ...], source: BrokerConfig) -> Iterator[Problem]:
     files = {key: getattr(source, key) for key in ("tls_ca", "tls_cert", "tls_key") if getattr(source, key) is not None}
     for key, file in files.items():
         if not source.tls:
@@ -244,6 +257,7 @@ def _warnings(config: Config) -> Iterator[Problem]:
         yield ("mqtt",), "there is no listener, subscriber or camera, so nothing will be recorded"
     yield from _stream_warnings(config)
     yield from _source_warnings(config)
+    yield from _control_warnings(config)
 
 
 def _stream_warnings(config: Config) -> Iterator[Problem]:
@@ -267,8 +281,8 @@ def _source_warnings(config: Config) -> Iterator[Problem]:
     for name, camera in config.cameras.items():
         if urls[camera.url] > 1:
             yield ("cameras", name, "url"), "another camera has the same url; its pictures are recorded twice"
-    for path, source in _named(config):
-        if isinstance(source, ReconnectingConfig) and source.password_file and _others_may_read(source.password_file):
+    for path, source in _reconnecting(config):
+        if source.password_file and _others_may_read(source.password_file):
             yield (*path, "password_file"), f"{source.password_file} may be read by every user; 'chmod 600' it"
 
 
@@ -281,6 +295,16 @@ def _listener_warnings(path: tuple[str, ...], listener: ListenerConfig) -> Itera
         file = getattr(listener, key)
         if file is not None and _others_may_read(file):
             yield (*path, key), f"{file} may be read by every user; 'chmod 600' it"
+
+
+def _control_warnings(config: Config) -> Iterator[Problem]:
+    control = config.control
+    if control is None or not control.commands or is_loopback(control.host):
+        return
+    if control.username is None and control.tls_cert is None:
+        yield ("control", "commands"), "whoever reaches the broker may pause sources, unless it knows its clients"
+    elif not control.tls:
+        yield ("control", "url"), "commands and the password are not encrypted on their way; use mqtts://"
 
 
 def _others_may_read(file: Path) -> bool:

@@ -181,8 +181,10 @@ def _anchor_paths(table: dict[str, Any], directory: Path) -> None:
 
 
 def _credential_sections(document: Mapping[str, Any]) -> list[tuple[KeyPath, dict[str, Any]]]:
-    """The tables that may hold credentials: subscribers and cameras."""
-    return [*_sections(document, ("mqtt", "subscribers")), *_sections(document, ("cameras",))]
+    """The tables that may hold credentials: subscribers, cameras, and the control plane's."""
+    control = document.get("control")
+    found: list[tuple[KeyPath, dict[str, Any]]] = [(("control",), control)] if isinstance(control, dict) else []
+    return [*found, *_sections(document, ("mqtt", "subscribers")), *_sections(document, ("cameras",))]
 
 
 def _sections(document: Mapping[str, Any], path: tuple[str, ...]) -> list[tuple[KeyPath, dict[str, Any]]]:

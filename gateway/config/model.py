@@ -34,6 +34,8 @@ UNIX_PATH_BYTES_MAX = 107
 
 # What MQTT listeners have to remember across a restart. Internal: nobody routes records into it.
 SESSIONS_STREAM = "__mqtt_sessions"
+# A topic that others are made of has room for more levels: MQTT's own bound is 65,535.
+TOPIC_BASE_BYTES_MAX = 1_024
 
 _NAME = re.compile(r"[A-Za-z0-9._-]{1,249}")
 
@@ -66,8 +68,6 @@ _LEVEL_OR_TOPIC = re.compile(r"\{([1-9]|topic)\}")
 def _check_stream(stream: str) -> str:
     """A name, or one with levels of the topic in it."""
     literals = _LEVEL.sub("", stream)
-    if stream.startswith("__"):
-        raise ValueError(f"{stream!r} begins with '__', as only the gateway's own streams do; choose another name")
     if literals == stream and "{" not in stream:
         return _check_name(stream)
     if literals and not _NAME.fullmatch(literals):
@@ -147,6 +147,17 @@ def _check_url(url: str, schemes: tuple[str, ...], example: str, *, path_allowed
     if not path_allowed and (parts.path not in ("", "/") or parts.query or parts.fragment):
         raise ValueError(f"the URL must end after host and port, as in '{example}'")
     return url
+
+
+def _check_topic(topic: str) -> str:
+    """What topics are made of by adding levels: MQTT 5, section 4.7.3."""
+    if not topic or any(character in topic for character in "+#\0") or topic.startswith("$"):
+        raise ValueError(f"{topic!r} is not a topic; '+', '#' and NUL are not allowed, nor '$' at its beginning")
+    if topic.endswith("/") or len(topic.encode()) > TOPIC_BASE_BYTES_MAX:
+        raise ValueError(
+            f"levels are added to it with '/', so it ends without one and has at most {TOPIC_BASE_BYTES_MAX} bytes"
+        )
+    return topic
 
 
 def _check_broker_url(url: str) -> str:
@@ -321,6 +332,7 @@ class ListenerConfig(Section):
     bind: Bind
     routes: list[Route] = Field(min_length=1)
     subscribe: Literal["refuse", "accept"] = "refuse"
+    client_header: bool = False  # does every record say which client sent it?
     max_packet_bytes: SizeBytes = Field(default=RECORD_BYTES_MAX, alias="max_packet", ge=128, le=RECORD_BYTES_MAX)
     connections_max: int = Field(default=10_000, ge=1, le=1_000_000)
     receive_maximum: int = Field(default=1_024, ge=1, le=65_535)  # unacknowledged QoS 1 publishes per connection
@@ -418,16 +430,13 @@ class ReconnectingConfig(Section):
     )
 
 
-class SubscriberConfig(ReconnectingConfig):
-    """``[mqtt.subscribers.NAME]``: the gateway subscribes at a broker that is there already."""
+class BrokerConfig(ReconnectingConfig):
+    """What is needed to be the client of a broker."""
 
     url: Annotated[str, AfterValidator(_check_broker_url)]
-    engine: Literal["native", "aiomqtt"] = "native"
-    routes: list[SubscriberRoute] = Field(min_length=1)
     client_id: str | None = Field(
         None, min_length=1, max_length=65_535
     )  # default: made from the names of site and source
-    clean_session: bool = False
     keepalive_ns: DurationNs = Field(default=30 * NS_PER_S, alias="keepalive", ge=NS_PER_S, le=65_535 * NS_PER_S)
     tls_ca: FilePath | None = None  # PEM; default: the system's certificate authorities
     tls_cert: FilePath | None = None
@@ -444,6 +453,24 @@ class SubscriberConfig(ReconnectingConfig):
     @property
     def port(self) -> int:
         return urlsplit(self.url).port or (8883 if self.tls else 1883)
+
+
+class SubscriberConfig(BrokerConfig):
+    """``[mqtt.subscribers.NAME]``: the gateway subscribes at a broker that is there already."""
+
+    engine: Literal["native", "aiomqtt"] = "native"
+    routes: list[SubscriberRoute] = Field(min_length=1)
+    clean_session: bool = False
+
+
+class ControlConfig(BrokerConfig):
+    """``[control]``: the gateway tells a broker how it is, and takes commands there if that is allowed."""
+
+    topic: Annotated[str, AfterValidator(_check_topic)] | None = None  # default: gateway/<site>
+    statistics_interval_ns: DurationNs = Field(
+        default=10 * NS_PER_S, alias="statistics_interval", ge=NS_PER_S, le=60 * MINUTE_NS
+    )
+    commands: bool = False  # whoever may publish at the broker may then pause a source
 
 
 class CameraConfig(ReconnectingConfig):
@@ -498,6 +525,7 @@ class Config(Section):
     streams: dict[Name, StreamConfig] = {}
     mqtt: MqttConfig = MqttConfig()
     cameras: Annotated[dict[Name, CameraConfig], BeforeValidator(_default_streams)] = {}
+    control: ControlConfig | None = None
 
     def stream(self, name: str) -> StreamConfig:
         """The stream's settings, or the defaults for one that the file does not name."""
@@ -506,6 +534,11 @@ class Config(Section):
     def sources(self) -> dict[str, ListenerConfig | SubscriberConfig | CameraConfig]:
         """All sources by name, in the order of the file's sections."""
         return {**self.mqtt.listeners, **self.mqtt.subscribers, **self.cameras}
+
+    @property
+    def control_topic(self) -> str:
+        """What all topics of the control plane begin with."""
+        return (self.control.topic if self.control else None) or f"gateway/{self.site.name}"
 
     def written_streams(self) -> set[str]:
         """The streams that sources record in; only these are ever open."""

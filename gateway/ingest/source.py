@@ -54,6 +54,20 @@ class Refreshing(Protocol):
         """Read them again, because SIGHUP asks for it. After a ConfigError everything is as before."""
 
 
+@runtime_checkable
+class Holdable(Protocol):
+    """A source that can stand still for a while without being stopped: its connections stay.
+
+    One that cannot is stopped instead, and started anew.
+    """
+
+    async def hold(self) -> None:
+        """Read nothing until `release`; who sends is held back by TCP. Acknowledgements still leave."""
+
+    async def release(self) -> None:
+        """Read on."""
+
+
 @dataclass(frozen=True)
 class SourceContext:
     """What a source may use."""

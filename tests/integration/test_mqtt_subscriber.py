@@ -269,9 +269,10 @@ async def test_credentials(tmp_path, password_file):
 
 @pytest.fixture
 def certificates(tmp_path: Path) -> dict[str, str]:
-    """A certificate authority, and a server's certificate for 127.0.0.1."""
+    """A certificate authority, a server's certificate for 127.0.0.1, and a client's."""
     openssl = find("openssl")
-    names = {name: str(tmp_path / name) for name in ("ca.pem", "ca.key", "server.pem", "server.key", "server.csr")}
+    files = ("ca.pem", "ca.key", "server.pem", "server.key", "server.csr", "client.pem", "client.key", "client.csr")
+    names = {name: str(tmp_path / name) for name in files}
 
     def make(*arguments: str) -> None:
         subprocess.run([openssl, *arguments], check=True, capture_output=True, timeout=60, cwd=tmp_path)
@@ -282,7 +283,32 @@ def certificates(tmp_path: Path) -> dict[str, str]:
     (tmp_path / "san").write_text("subjectAltName=IP:127.0.0.1\n")
     make("x509", "-req", "-in", "server.csr", "-CA", "ca.pem", "-CAkey", "ca.key", "-CAcreateserial", "-days", "2",
          "-out", "server.pem", "-extfile", "san")  # fmt: skip
+    make("req", "-newkey", "rsa:2048", "-nodes", "-keyout", "client.key", "-out", "client.csr", "-subj", "/CN=gateway")
+    make("x509", "-req", "-in", "client.csr", "-CA", "ca.pem", "-CAkey", "ca.key", "-CAcreateserial", "-days", "2",
+         "-out", "client.pem")  # fmt: skip
     return names
+
+
+@pytest.mark.filterwarnings("ignore:.*ssl.SSLSocket:pytest.PytestUnraisableExceptionWarning")
+@on_uvloop
+async def test_mutual_tls(tmp_path, certificates):
+    """A broker that wants a certificate gets the configured one; without one it is not reached, and a cause is told."""
+    settings = [
+        f"certfile {certificates['server.pem']}",
+        f"keyfile {certificates['server.key']}",
+        f"cafile {certificates['ca.pem']}",
+        "require_certificate true",
+    ]
+    with mosquitto(tmp_path / "broker", settings=settings) as broker:
+        trusting = {"tls_ca": certificates["ca.pem"]}
+        own = {"tls_cert": certificates["client.pem"], "tls_key": certificates["client.key"]}
+        async with subscribed(tmp_path, broker.port, "good", scheme="mqtts", settings={**trusting, **own}) as gateway:
+            await connected(gateway)
+            await gateway.stop()
+        async with subscribed(tmp_path, broker.port, "bad", scheme="mqtts", settings=trusting) as gateway:
+            await until(lambda: gateway.source.statistics()["state"] == "waiting", "it was refused")
+            assert gateway.source.statistics()["cause"]
+            assert gateway.source.statistics()["connects"] == 0
 
 
 @pytest.mark.filterwarnings(

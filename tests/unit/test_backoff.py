@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import random
 
-from gateway_adapters.backoff import Backoff
-
+from gateway.backoff import Backoff
 from gateway.clock import NS_PER_S
 
 

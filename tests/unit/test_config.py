@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.config import Config, data_directory, from_dict, load, warnings
+from gateway.config.model import SESSIONS_STREAM
 from gateway.errors import ConfigError
 
 MINUTE_NS = 60_000_000_000
@@ -178,7 +179,6 @@ LISTENER = 'data = "d"\n[mqtt.listeners.a]\nbind = "127.0.0.1:1883"\nroutes = [{
         (LISTENER.replace('"t"', '"{topic}"'), "'{topic}' is not a template for a stream's name"),
         (LISTENER.replace('"t"', '"a/{1}"'), "'a/{1}' is not a template for a stream's name"),
         (LISTENER.replace('"t"', '".."'), "'..' is not a usable name"),
-        (LISTENER.replace('"t"', '"__mqtt_sessions"'), "as only the gateway's own streams do"),
         (LISTENER.replace('"t"', '"t", key = "{10}"'), "'{10}' is not a template for a key"),
         (LISTENER.replace('"t"', '"t", key = ""'), "'' is not a template for a key"),
         (LISTENER.replace('"t"', '"t", overload = "drop"'), "must be 'wait' or 'drop-newest', not 'drop'"),
@@ -421,7 +421,7 @@ def test_a_template_names_no_stream(write: Any) -> None:
     config = load(write(text))
     route = config.mqtt.listeners["a"].routes[0]
     assert (route.is_template, route.known_stream, route.levels_used) == (True, "overflow", 3)
-    assert config.written_streams() == {"overflow", "t"}
+    assert config.written_streams() == {"overflow", "t", SESSIONS_STREAM}
 
 
 @pytest.mark.parametrize(("topic_filter", "levels"), [("$share/g/a/+", 2), ("$share/g/#", 9)])
@@ -431,3 +431,72 @@ def test_levels_of_a_shared_subscription(write: Any, topic_filter: str, levels: 
     assert load(write(fine)).written_streams() == {"overflow"}
     if levels < 9:
         assert "is never there" in problems(write(fine.replace(f"{{{levels}}}", f"{{{levels + 1}}}")))[0]
+
+
+# -- the control plane -------------------------------------------------------------------------------------------------
+
+CONTROL = 'data = "data"\n[site]\nname = "plant-7"\n[control]\nurl = "mqtt://broker.local"\n'
+
+
+def test_control_defaults(write: Any) -> None:
+    """Its topic is made from the site's name, and nobody may command unless the file says so."""
+    config = load(write(CONTROL))
+    assert config.control_topic == "gateway/plant-7"
+    assert config.control is not None
+    assert (config.control.commands, config.control.statistics_interval_ns) == (False, 10_000_000_000)
+    assert load(write(CONTROL + 'topic = "sites/7"\n')).control_topic == "sites/7"
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        (CONTROL + 'topic = "gateway/#"\n', "control.topic: 'gateway/#' is not a topic"),
+        (CONTROL + 'topic = "$SYS/gateway"\n', "control.topic: '$SYS/gateway' is not a topic"),
+        (CONTROL + 'topic = "gateway/"\n', "control.topic: levels are added to it with '/'"),
+        (CONTROL + f'topic = "{"t" * 1_025}"\n', "has at most 1024 bytes"),
+        (CONTROL + 'statistics_interval = "10ms"\n', "control.statistics_interval: must be at least 1.0 s"),
+        (CONTROL + 'password = "x"\n', "control: has a password but no 'username'"),
+        (CONTROL + 'tls_ca = "ca.pem"\n', "control.tls_ca: has no effect on mqtt://"),
+        (CONTROL + 'command = true\n', "did you mean 'commands'?"),
+        (CONTROL.replace("broker.local", "a:S3cr3t@broker.local"), "user name and password do not belong into a URL"),
+    ],
+)  # fmt: skip
+def test_control_mistakes(write: Any, text: str, found: str) -> None:
+    """The same sentences as for a subscriber, and those about its topic; no secret in any."""
+    sentences = problems(write(text))
+    assert any(found in sentence for sentence in sentences), sentences
+    assert "S3cr3t" not in repr(sentences)
+
+
+def test_control_shares_a_client_id(write: Any) -> None:
+    """With a subscriber at the same broker, which would throw one out for the other."""
+    both = BROKER + 'client_id = "x"\n[control]\nurl = "mqtt://broker"\nclient_id = "x"\n'
+    url = next(line for line in BROKER.splitlines() if line.startswith("url"))
+    (found,) = problems(write(both.replace('url = "mqtt://broker"', url)))
+    assert "control.client_id: mqtt.subscribers.b uses it" in found
+
+
+def test_control_password_file_and_paths(write: Any, tmp_path: Path) -> None:
+    """Relative paths start at the file's directory; the file's content is the password."""
+    (tmp_path / "secret").write_text("S3cr3t!\n")
+    config = load(write(CONTROL + 'username = "gateway"\npassword_file = "secret"\n'))
+    assert config.control is not None
+    assert config.control.password is not None
+    assert config.control.password.get_secret_value() == "S3cr3t!"
+
+
+@pytest.mark.parametrize(
+    ("more", "warned"),
+    [
+        ("commands = true\n", "control.commands: whoever reaches the broker may pause sources"),
+        (
+            'commands = true\nusername = "a"\npassword = "b"\n',
+            "control.url: commands and the password are not encrypted",
+        ),
+        ("", ""),
+    ],
+)
+def test_control_warnings(write: Any, more: str, warned: str) -> None:
+    """Commands at a broker that anybody may reach, or listen in on."""
+    found = [sentence for sentence in warnings(load(write(CONTROL + more))) if sentence.startswith("control")]
+    assert (found[0].startswith(warned) and len(found) == 1) if warned else not found

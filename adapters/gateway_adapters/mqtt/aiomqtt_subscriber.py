@@ -20,10 +20,10 @@ import paho.mqtt.client as paho
 from gateway_native import ring as native_ring
 from gateway_native.batch import encode_headers
 
+from gateway.backoff import Backoff
 from gateway.clock import NS_PER_S
 from gateway.config import SubscriberConfig
 from gateway.ingest.source import SourceContext
-from gateway_adapters.backoff import Backoff
 from gateway_adapters.mqtt.broker import BrokerClient
 from gateway_adapters.mqtt.headers import message_headers
 from gateway_adapters.mqtt.routes import RoutedStreams
@@ -79,7 +79,8 @@ class AiomqttSubscriber:
         self._client: BrokerClient | None = None
         self._running: asyncio.Task[None] | None = None
         self._state, self._cause = "starting", ""
-        self._paused = False
+        self._paused = False  # for good: the source stops
+        self._standing = False  # for a while: see `hold`
         self._ever_subscribed = False
         # Of the present connection, in the order of arrival: partition, sequence (0: it waits for no disk), message id.
         self._unacknowledged: deque[tuple[int, int, int]] = deque()
@@ -129,10 +130,21 @@ class AiomqttSubscriber:
         self._held.clear()
         self._state = "stopped"
 
+    async def hold(self) -> None:
+        """Read nothing for a while; the connection is kept alive, and the broker queues as far as it does."""
+        self._standing = True
+        if self._client is not None:
+            self._client.pause()
+
+    async def release(self) -> None:
+        """Read on, as soon as what had been read is in the ring."""
+        self._standing = False
+        self._put_held()
+
     def statistics(self) -> dict[str, Any]:
         """Counters since the start, and the present state with its cause."""
         return {
-            "state": self._state,
+            "state": "paused" if self._standing and self._state == "connected" else self._state,
             "cause": self._cause,
             **self._counters,
             **self._routed.statistics(),
@@ -162,7 +174,8 @@ class AiomqttSubscriber:
 
     async def _session(self) -> None:
         """One connection, from CONNECT to its end, which is always an error."""
-        while self._held or self._paused:  # noqa: ASYNC110  # a client that may not read cannot connect either
+        # A client that may not read cannot connect either.
+        while self._held or self._paused or self._standing:  # noqa: ASYNC110
             await asyncio.sleep(0.1)
         self._enter("connecting", "")
         client = self._client = self._make_client()
@@ -295,7 +308,7 @@ class AiomqttSubscriber:
     def _put_held(self) -> None:
         while self._held and self._put(self._held[0]):
             self._held_bytes -= self._held.popleft().size
-        if not self._held and not self._paused and self._client is not None:
+        if not (self._held or self._paused or self._standing) and self._client is not None:
             self._client.resume()
 
     # -- acknowledgements

@@ -51,6 +51,7 @@ class SocketLink(mqtt.Connection, asyncio.BufferedProtocol):
         self.host = host_of(transport.get_extra_info("peername"))
         if self._listener.admit(self):
             self.write = self._transport.write
+            self.update_reading()
         else:
             super().close()
             self._transport.abort()
@@ -78,7 +79,8 @@ class SocketLink(mqtt.Connection, asyncio.BufferedProtocol):
         """Read exactly when something can be done with it; after the end only to see the peer's."""
         if self._transport is None or self._transport.is_closing():
             return
-        waits = self.blocked or self.limited or self._stalled_at is not None or self._listener.paused
+        waits = self.blocked or self.limited or self._stalled_at is not None
+        waits = waits or self._listener.paused or self._listener.held
         wanted = self.closed or not waits
         if wanted != self._reading:
             self._reading = wanted
@@ -142,6 +144,7 @@ class SocketLink(mqtt.Connection, asyncio.BufferedProtocol):
             session=session,
             topic_alias_max=topic_alias_max,
             allow=self.device.allow,
+            client_header=self._listener.config.client_header,
             rate_messages=self._listener.config.messages_per_second,
         )
 
@@ -189,7 +192,7 @@ class SocketLink(mqtt.Connection, asyncio.BufferedProtocol):
         if self._ended_at is not None:
             if tick - self._ended_at > LINGER_S:
                 self.abort()
-        elif self.overdue:
+        elif self.overdue and not self._listener.held:
             self.device.overdue()
         elif self.partial_ticks > self._listener.packet_timeout_s:
             self.device.dawdled()

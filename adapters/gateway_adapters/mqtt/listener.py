@@ -25,7 +25,7 @@ from gateway_adapters.mqtt.connection import SocketLink
 from gateway_adapters.mqtt.device import Device
 from gateway_adapters.mqtt.door import Door
 from gateway_adapters.mqtt.entrance import Handshake, TlsServer
-from gateway_adapters.mqtt.routes import compile_routes
+from gateway_adapters.mqtt.routes import RoutedStreams
 from gateway_adapters.mqtt.sessions import Sessions
 from gateway_adapters.mqtt.shown import shown
 from gateway_adapters.mqtt.transports import BACKLOG, listening_sockets, remove_unix_socket
@@ -54,20 +54,22 @@ class MqttListener:
         self.name = name
         self.config = config
         self.paused = False
+        self.held = False
         self.connect_timeout_s = max(1, config.connect_timeout_ns // NS_PER_S)
         self.keepalive_max_s = max(1, config.keepalive_max_ns // NS_PER_S)
         self._logger = context.logger
         self._ring = context.engine.ring(name)
-        routes = compile_routes(name, config.routes, context.engine)
+        self._routed = RoutedStreams(name, config.routes, context.engine)
         record_bytes_max = min(context.config.limits.record_bytes_max, self._ring.largest_record)
         self.packet_bytes_max = min(config.max_packet_bytes, record_bytes_max)
         self.native = mqtt.Group(
             self._ring,
-            routes,
+            self._routed.table,
             packet_bytes_max=self.packet_bytes_max,
             record_bytes_max=record_bytes_max,
             kept_bytes_max=max(KEPT_BYTES_MAX, 2 * self.packet_bytes_max),
         )
+        self.native.resolve = self._routed.resolve
         self.packet_timeout_s = max(1, config.packet_timeout_ns // NS_PER_S)
         self.native.set_rate(config.messages_per_second_total)
         self.door = Door(config, time.monotonic)
@@ -81,6 +83,7 @@ class MqttListener:
         self._clients: dict[str, Device] = {}
         self._waiting: deque[SocketLink] = deque()  # for room in the ring, first come first served
         engine = context.engine
+        self._gaps = engine.gaps
         self._wills = Wills(self, self.native, engine.gaps, lambda: {at: name for name, at in engine.streams.items()})
         self.sessions = Sessions(self, config, engine, self.native, self._wills)
         self._said = dict.fromkeys(_UNRECORDED, 0)
@@ -159,6 +162,7 @@ class MqttListener:
     async def drain(self) -> None:
         """Send the acknowledgements that have become due, say goodbye, and let both leave."""
         self._ring_event()
+        self._say_dropped()
         for connection in tuple(self._connections):
             connection.device.shut_down()
         if self._connections:
@@ -183,14 +187,27 @@ class MqttListener:
         self._waiting.clear()
         await self.sessions.stop()
 
+    async def hold(self) -> None:
+        """Read nothing for a while. Connections stay, new ones wait; no time-out counts what we do not read."""
+        self.held = True
+        for connection in tuple(self._connections):
+            connection.update_reading()
+
+    async def release(self) -> None:
+        """Read on."""
+        self.held = False
+        for connection in tuple(self._connections):
+            connection.update_reading()
+
     def statistics(self) -> dict[str, Any]:
         """Counters since the start, and the present state."""
-        state = "starting" if not self._servers else "paused" if self.paused else "listening"
+        state = "starting" if not self._servers else "paused" if self.paused or self.held else "listening"
         return {
             "state": state,
             "connections": len(self._clients),
             **self.native.counters,
             **self._counters,
+            **self._routed.statistics(),
             **self.sessions.statistics(),
             "wills_delayed": self._wills.delayed,
             "waiting_for_room": len(self._waiting),
@@ -289,8 +306,17 @@ class MqttListener:
             self._wills.advance()
             self.sessions.advance()
             self._say_unrecorded()
+            self._say_dropped()
             if self.native.crowded:  # the ring's event does this; once more costs nothing
                 self._reopen()
+
+    def _say_dropped(self) -> None:
+        """What was dropped because the disk could not follow becomes gap records."""
+        for partition, count, size, first_ns, last_ns in self.native.take_drops():
+            self._gaps.add(
+                self._routed.name(partition), self.name, "overload",
+                count=count, bytes=size, first_ns=first_ns, last_ns=last_ns,
+            )  # fmt: skip
 
     def _say_unrecorded(self) -> None:
         """Messages that no route takes, or that their senders may not publish: how many more, and one topic of them."""

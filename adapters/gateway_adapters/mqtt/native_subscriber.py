@@ -17,11 +17,11 @@ from typing import Any
 
 from gateway_native import mqtt
 
+from gateway.backoff import Backoff
 from gateway.clock import NS_PER_S
 from gateway.config import SubscriberConfig
 from gateway.errors import GatewayError
 from gateway.ingest.source import SourceContext
-from gateway_adapters.backoff import Backoff
 from gateway_adapters.mqtt import client_protocol
 from gateway_adapters.mqtt.broker_link import BrokerLink, LinkEnded
 from gateway_adapters.mqtt.client_protocol import FAILURE, Connack, PublishHead, publishes_qos_0, reason_text
@@ -72,7 +72,8 @@ class NativeSubscriber:
     def __init__(self, name: str, config: SubscriberConfig, context: SourceContext) -> None:
         self.name = name
         self.config = config
-        self.paused = False
+        self._stopping = False
+        self._held = False
         self._logger = context.logger
         self._gaps = context.engine.gaps
         self._ring = context.engine.ring(name)
@@ -106,6 +107,11 @@ class NativeSubscriber:
         path = context.config.data / DIRECTORY / f"{self.name}.json"
         return Subscriptions(path, self._broker, self._client_id, self._logger)
 
+    @property
+    def paused(self) -> bool:
+        """Nothing may be read: the source stops, or stands still for a while."""
+        return self._stopping or self._held
+
     # -- the source's life
 
     async def start(self) -> None:
@@ -118,7 +124,7 @@ class NativeSubscriber:
 
     async def pause(self) -> None:
         """Read nothing more; wait until what had been read is in the ring."""
-        self.paused = True
+        self._stopping = True
         link = self._link
         if link is None:
             return
@@ -137,7 +143,7 @@ class NativeSubscriber:
 
     async def stop(self) -> None:
         """Disconnect; the session stays at the broker. Safe after any of the others."""
-        self.paused = True
+        self._stopping = True
         asyncio.get_running_loop().remove_reader(self._ring.event_fd)
         for task in self._tasks:
             task.cancel()
@@ -152,12 +158,24 @@ class NativeSubscriber:
             link.abandon()
         self._state = "stopped"
 
+    async def hold(self) -> None:
+        """Read nothing for a while; the connection is kept alive, and the broker queues as far as it does."""
+        self._held = True
+        if self._link is not None:
+            self._link.update_reading()
+
+    async def release(self) -> None:
+        """Read on."""
+        self._held = False
+        if self._link is not None:
+            self._link.update_reading()
+
     def statistics(self) -> dict[str, Any]:
         """Counters since the start, and the present state with its cause."""
         native = self.native.counters
         link = self._link
         return {
-            "state": self._state,
+            "state": "paused" if self._held and self._state == "connected" else self._state,
             "cause": self._cause,
             **{name: native[name] for name in ("records", "bytes", "acknowledged", "retained", "refused_full_disk")},
             **self._counters,

@@ -7,7 +7,7 @@ opened: those that the configuration names at once, those that a template makes 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 from gateway_native.mqtt import Routes
 
@@ -83,16 +83,6 @@ class RoutedStreams:
     def statistics(self) -> dict[str, int]:
         """How many streams this source records in, and how often one could not be opened."""
         return {"streams": len(self._names), "streams_not_opened": self._not_opened}
-
-
-def compile_routes(source: str, routes: Sequence[Route], engine: Engine) -> Routes:
-    """The native table alone, for routes without templates."""
-    return RoutedStreams(source, routes, engine).table
-
-
-def compile_filters(filters: Iterable[str]) -> Routes:
-    """Topic filters that only say yes or no, for ``Connection.open(allow=...)``; they must be valid."""
-    return Routes((topic_filter.encode(), 0) for topic_filter in filters)
 
 
 def plain_filter(topic_filter: str) -> str:

@@ -15,9 +15,9 @@ import threading
 import time
 from typing import TYPE_CHECKING, Any
 
+from gateway.backoff import Backoff
 from gateway.clock import NS_PER_S
 from gateway.config import CameraConfig
-from gateway_adapters.backoff import Backoff
 from gateway_adapters.rtsp.access_units import AccessUnit, Assembler
 from gateway_adapters.rtsp.failures import Failure, scrub, with_credentials
 from gateway_adapters.rtsp.pyav_session import PyavSession
