@@ -74,10 +74,14 @@ def _source_names(config: Config) -> Iterator[Problem]:
 
 
 def _internal_streams(config: Config) -> Iterator[Problem]:
-    """What listeners remember of sessions must stand alone in its stream; routes are checked one by one."""
-    for name, camera in config.cameras.items():
-        if camera.stream == SESSIONS_STREAM:
-            yield ("cameras", name, "stream"), f"{SESSIONS_STREAM} is the gateway's own; choose another stream"
+    """What listeners remember of sessions must stand alone in its stream."""
+    text = f"{SESSIONS_STREAM} is the gateway's own; choose another stream"
+    for path, source in _named(config):
+        if isinstance(source, CameraConfig):
+            if source.stream == SESSIONS_STREAM:
+                yield (*path, "stream"), text
+        elif any(route.stream == SESSIONS_STREAM for route in source.routes):
+            yield (*path, "routes"), text
 
 
 def _binds(config: Config) -> Iterator[Problem]:
