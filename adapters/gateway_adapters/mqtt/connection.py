@@ -93,6 +93,7 @@ class SocketLink(mqtt.Connection, asyncio.BufferedProtocol):
                     self._parked = True
                     break
         except mqtt.RemoteFault as fault:
+            self._listener.unrouted_topic = self.group.unrouted_topic
             self.device.fault(fault)
         if self.blocked and not self._parked:
             self._listener.wait_for_room(self)

@@ -190,7 +190,7 @@ class Device:
         self._listener.count("faults")
         topic: dict[str, object] = {}
         if fault.reason == Reason.TOPIC_NAME_INVALID:
-            topic["topic"] = shown(self._listener.native.unrouted_topic.decode(errors="replace"))
+            topic["topic"] = shown(self._listener.unrouted_topic.decode(errors="replace"))
         self._say(logging.WARNING, f"connection closed: {fault.cause}", reason=f"0x{fault.reason:02X}", **topic)
         if isinstance(fault, protocol.ConnectRefused):
             self._end(protocol.connack(fault.version, fault.reason) if fault.version else b"")

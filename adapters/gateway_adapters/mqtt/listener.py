@@ -24,10 +24,13 @@ from gateway.ingest.source import SourceContext
 from gateway_adapters.mqtt.connection import SocketLink
 from gateway_adapters.mqtt.device import Device
 from gateway_adapters.mqtt.headers import message_headers
+from gateway_adapters.mqtt.intake import IntakeLink, IntakePort, open_port
 from gateway_adapters.mqtt.protocol import Will
 from gateway_adapters.mqtt.routes import compile_routes
 from gateway_adapters.mqtt.shown import shown
 
+# Which threads can carry a listener's sockets: the intake thread, or the event loop.
+CARRIERS = ("intake", "loop")
 # Packets that have only partly arrived, all connections together.
 KEPT_BYTES_MAX = 64 * 2**20
 # Sockets beyond connections_max that may at least hear why they are refused.
@@ -45,11 +48,14 @@ class MqttListener:
 
     kind = "mqtt.listener"
 
-    def __init__(self, name: str, config: ListenerConfig, context: SourceContext) -> None:
+    def __init__(self, name: str, config: ListenerConfig, context: SourceContext, *, carrier: str = "intake") -> None:
+        """carrier: one of CARRIERS, for its sockets."""
+        assert carrier in CARRIERS
         self.name = name
         self.config = config
         self.paused = False
         self.connect_timeout_s = max(1, config.connect_timeout_ns // NS_PER_S)
+        self.sockets_max = config.connections_max + REFUSALS_MAX
         self.keepalive_max_s = max(1, config.keepalive_max_ns // NS_PER_S)
         self._logger = context.logger
         self._ring = context.engine.ring(name)
@@ -63,9 +69,11 @@ class MqttListener:
             record_bytes_max=record_bytes_max,
             kept_bytes_max=max(KEPT_BYTES_MAX, 2 * self.packet_bytes_max),
         )
+        self._carrier = carrier
         self._server: asyncio.Server | None = None
+        self._port: IntakePort | None = None
         self._ticking: asyncio.Task[None] | None = None
-        self._connections: set[SocketLink] = set()
+        self._connections: set[SocketLink | IntakeLink] = set()
         self._emptied = asyncio.Event()
         self._clients: dict[str, Device] = {}
         self._waiting: deque[SocketLink] = deque()  # for room in the ring, first come first served
@@ -74,6 +82,7 @@ class MqttListener:
         self._wills: deque[tuple[int, bytes, bytes, bytes]] = deque()  # partition, key, value, headers
         self._will_bytes = 0
         self._unrouted_said = 0
+        self.unrouted_topic = b""
         self._counters = dict.fromkeys(
             ("accepted", "refused", "faults", "failed", "timeouts", "taken_over", "unanswered", "wills", "lost",
              "subscriptions_refused"), 0,
@@ -85,16 +94,19 @@ class MqttListener:
         """Listen. Raises SourceError when the address cannot be bound."""
         loop = asyncio.get_running_loop()
         try:
-            self._server = await loop.create_server(
-                lambda: SocketLink(self), self.config.host, self.config.port, backlog=BACKLOG
-            )
+            if self._carrier == "intake":
+                self._port = await open_port(self, self.config.host, self.config.port)
+            else:
+                self._server = await loop.create_server(
+                    lambda: SocketLink(self), self.config.host, self.config.port, backlog=BACKLOG
+                )
+                loop.add_reader(self._ring.event_fd, self._ring_event)
         except OSError as error:
             raise SourceError(
                 f"cannot listen on {self.config.bind}: {error.strerror or error}. Choose another 'bind', or end the "
                 "program that uses it.",
                 source=self.name,
             ) from error
-        loop.add_reader(self._ring.event_fd, self._ring_event)
         self._ticking = asyncio.create_task(self._tick(), name=f"mqtt-listener-{self.name}")
         host, port = self.address
         self.say(logging.INFO, "listening", address=f"{host}:{port}")
@@ -102,6 +114,8 @@ class MqttListener:
     @property
     def address(self) -> tuple[str, int]:
         """Host and port that are bound; the port is the system's choice if the configuration says 0."""
+        if self._port is not None:
+            return self._port.address
         assert self._server is not None, "not started"
         host, port = self._server.sockets[0].getsockname()[:2]
         return host, port
@@ -109,24 +123,35 @@ class MqttListener:
     async def pause(self) -> None:
         """Accept and read nothing more; wait until what had been read is in the ring."""
         self.paused = True
-        if self._server is not None:
-            self._server.close()
-        for connection in tuple(self._connections):
-            connection.update_reading()
-        deadline = time.monotonic() + PAUSE_TIMEOUT_S
-        while (self._waiting or self._wills) and time.monotonic() < deadline:
-            await asyncio.sleep(0.01)
-            self._reopen()
-        if self._waiting or self._wills:
+        if self._port is not None:
+            self._port.leave()
+            complete = await self._port.settle(PAUSE_TIMEOUT_S)
+        else:
+            complete = await self._pause_server()
+        if not complete:
             self.say(logging.ERROR, "the ring stayed full: messages that had arrived are not recorded")
         for partition, topic, payload, headers in self._wills:
             self._lose_will(partition, len(topic) + len(payload) + len(headers))
         self._wills.clear()
         self._will_bytes = 0
 
+    async def _pause_server(self) -> bool:
+        """False: what had been read does not fit into the ring."""
+        if self._server is not None:
+            self._server.close()
+        for connection in tuple(self._connections):
+            if isinstance(connection, SocketLink):
+                connection.update_reading()
+        deadline = time.monotonic() + PAUSE_TIMEOUT_S
+        while (self._waiting or self._wills) and time.monotonic() < deadline:
+            await asyncio.sleep(0.01)
+            self._reopen()
+        return not self._waiting and not self._wills
+
     async def drain(self) -> None:
         """Send the acknowledgements that have become due, say goodbye, and let both leave."""
-        self._ring_event()
+        if self._port is None:
+            self._ring_event()
         for connection in tuple(self._connections):
             connection.device.shut_down()
         if self._connections:
@@ -146,18 +171,22 @@ class MqttListener:
         for connection in tuple(self._connections):
             connection.device.shut_down()
             connection.abort()
+        if self._port is not None:
+            await self._port.close()
+            self._port = None
         await asyncio.sleep(0)  # the transports tell their connections
         self._waiting.clear()
 
     def statistics(self) -> dict[str, Any]:
         """Counters since the start, and the present state."""
-        state = "starting" if self._server is None else "paused" if self.paused else "listening"
+        started = self._server is not None or self._port is not None
+        state = "paused" if self.paused else "listening" if started else "starting"
         return {
             "state": state,
             "connections": len(self._clients),
-            **self.native.counters,
-            **self._counters,
             "waiting_for_room": len(self._waiting),
+            **(self.native.counters if self._port is None else self._port.counters),
+            **self._counters,
         }
 
     # -- what connections ask for
@@ -170,15 +199,19 @@ class MqttListener:
         """Log an event. Its fields hold no payload and no secret; the log itself limits repeats and counts them."""
         self._logger.log(level, event, extra={"fields": {"source": self.name, **fields}})
 
-    def admit(self, connection: SocketLink) -> bool:
+    def admit(self, connection: SocketLink | IntakeLink) -> bool:
         """May this socket stay until its CONNECT has been read?"""
-        if self.paused or len(self._connections) >= self.config.connections_max + REFUSALS_MAX:
-            self.count("refused")
-            if not self.paused:
-                self.say(logging.WARNING, "connection refused: too many sockets", peer=connection.peer)
+        if self.paused or len(self._connections) >= self.sockets_max:
+            self.refuse(connection.peer)
             return False
         self._connections.add(connection)
         return True
+
+    def refuse(self, peer: str) -> None:
+        """A socket is closed before anything was read from it."""
+        self.count("refused")
+        if not self.paused:
+            self.say(logging.WARNING, "connection refused: too many sockets", peer=peer)
 
     def is_full(self, client_id: str) -> bool:
         """Are connections_max clients connected, none of which this one would replace?"""
@@ -198,7 +231,7 @@ class MqttListener:
         if self._clients.get(device.client_id) is device:
             del self._clients[device.client_id]
 
-    def remove(self, connection: SocketLink) -> None:
+    def remove(self, connection: SocketLink | IntakeLink) -> None:
         """Its socket is gone."""
         self._connections.discard(connection)
         if not self._connections:
@@ -224,10 +257,19 @@ class MqttListener:
             self._lose_will(self.native.routes.partitions[index], size)
             self.say(logging.WARNING, "will not recorded: too many wait for room", topic=shown(will.topic))
             return
+        if self._port is not None:
+            self._will_bytes += size
+            self._port.record(self.native.routes.partitions[index], topic, will.payload, headers)
+            return
         self._wills.append((self.native.routes.partitions[index], topic, will.payload, headers))
         self._will_bytes += size
         if not self.native.crowded:
             self._put_wills()
+
+    def recorded(self, size: int) -> None:
+        """The intake thread has put a will of so many bytes into the ring."""
+        self._will_bytes -= size
+        self.count("wills")
 
     def _lose_will(self, partition: int, size: int) -> None:
         self.count("lost")
@@ -268,22 +310,26 @@ class MqttListener:
         while True:
             await asyncio.sleep(1)
             self.native.advance()
+            if self._port is not None:
+                continue  # the thread looks after its connections
             for connection in tuple(self._connections):
-                connection.look_after()
-            self._say_unrouted()
+                if isinstance(connection, SocketLink):
+                    connection.look_after()
+            unrouted = self.native.counters["unrouted"]
+            if unrouted > self._unrouted_said:
+                self.say_unrouted(self.native.unrouted_topic, unrouted - self._unrouted_said)
+                self._unrouted_said = unrouted
             if self.native.crowded:  # the ring's event does this; once more costs nothing
                 self._reopen()
 
-    def _say_unrouted(self) -> None:
-        unrouted = self.native.counters["unrouted"]
-        if unrouted > self._unrouted_said:
-            self.say(
-                logging.WARNING,
-                "messages not recorded: no route takes their topic",
-                topic=shown(self.native.unrouted_topic.decode(errors="replace")),
-                messages=unrouted - self._unrouted_said,
-            )
-            self._unrouted_said = unrouted
+    def say_unrouted(self, topic: bytes, messages: int) -> None:
+        """So many messages since the last time, the last of them with this topic."""
+        self.say(
+            logging.WARNING,
+            "messages not recorded: no route takes their topic",
+            topic=shown(topic.decode(errors="replace")),
+            messages=messages,
+        )
 
 
 def create(name: str, config: ListenerConfig, context: SourceContext) -> MqttListener:
