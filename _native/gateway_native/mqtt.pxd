@@ -1,8 +1,8 @@
 """MQTT publishers' side of the wire, sans I/O: bytes in, records into a ring, acknowledgements out.
 
 The parser knows no socket, no clock but the one it stamps records with, and no policy. It takes every whole packet of
-a received buffer in one call: a PUBLISH goes straight into the ring, a PINGREQ is counted to be answered, and at any
-other packet it stops, so that its driver can decide. Whoever drives it holds one MqttGroup per listening socket or
+a received buffer in one call: a PUBLISH goes straight into the ring, a PUBREL ends its QoS 2 exchange, a PINGREQ is counted
+to be answered, and at any other packet it stops, so that its driver can decide. Whoever drives it holds one MqttGroup per listening socket or
 broker and one MqttConnection per peer; all of one group belong to one thread.
 
 Source: MQTT 5.0 and MQTT 3.1.1, OASIS standards; numbers in brackets are theirs.
@@ -10,8 +10,13 @@ Source: MQTT 5.0 and MQTT 3.1.1, OASIS standards; numbers in brackets are theirs
 
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 
+from gateway_native.mqtt_aliases cimport MqttAliases
+from gateway_native.mqtt_drops cimport MqttDrops
 from gateway_native.mqtt_kept cimport MqttBudget, MqttKept
-from gateway_native.mqtt_routes cimport MqttRoutes
+from gateway_native.mqtt_rate cimport MqttRate
+from gateway_native.mqtt_routes cimport MqttRoutes, Routes as RoutesType
+from gateway_native.mqtt_session cimport MqttSession, MqttSessions, Session as SessionType
+from gateway_native.mqtt_topics cimport MqttNames, MqttTopics
 from gateway_native.ring cimport Ring, RingState
 
 cdef enum:
@@ -20,7 +25,13 @@ cdef enum:
     NOGIL_BYTES = 16384             # parse shorter buffers with the GIL held: giving it up costs more than it frees
     CONTROL_BYTES_MAX = 524288      # any packet but PUBLISH; the largest CONNECT has five fields of 64 KiB
     ACKS_MAX = 65535                # packet identifiers there are
-    PUBACK_BYTES_MAX = 5
+    ACK_BYTES_MAX = 5
+    OVERSIZED_BYTES = 65544         # of a publish too large to take: header, topic and packet identifier
+    NAME_BYTES_MAX = 256            # of a topic kept for a log line, and room for a stream's name
+
+    # Which side of the wire the group's connections are.
+    ROLE_SERVER = 0                 # clients connect to us; their first packet is CONNECT
+    ROLE_CLIENT = 1                 # we connected to a broker; its first packet is CONNACK
 
     # Why the parser stopped.
     STOP_NONE = 0                   # it did not; there is more to parse
@@ -28,6 +39,8 @@ cdef enum:
     STOP_PACKET = 2                 # a packet that the driver must decide on
     STOP_ROOM = 3                   # the ring is full; the packet waits
     STOP_FAULT = 4                  # the peer broke the protocol; see `fault`
+    STOP_STREAM = 5                 # the packet waits for the partition of the stream `group.wanted`; see group_add_stream
+    STOP_RATE = 6                   # the client is faster than it may be; the packet waits until `resume_ns`
 
     # How: indexes into FAULTS in mqtt.pyx, which says the rest.
     FAULT_NONE = 0
@@ -55,19 +68,34 @@ cdef enum:
     FAULT_UNROUTED = 22
     FAULT_MEMORY = 23
     FAULT_RECORD = 24
+    FAULT_ALIAS_UNKNOWN = 25
+    FAULT_ALIAS_BYTES = 26
+    FAULT_FORBIDDEN = 27
+    FAULT_OVERLOAD = 28
+    FAULT_REASON = 29
+
+# A text from a peer for a log line, cut to what fits.
+cdef struct MqttText:
+    uint8_t[NAME_BYTES_MAX] text
+    uint32_t size
 
 # An acknowledgement on its way.
 cdef struct MqttAck:
-    uint64_t sequence               # of the record, in (ring, partition)
+    uint64_t sequence               # of the record it waits for, in (ring, partition); 0: it waits for its turn only
     uint32_t partition
     uint16_t packet_id
-    uint8_t reason                  # 0: PUBACK once durable; else this reason code as soon as it is its turn, or
-                                    # REASON_DISCONNECT
+    uint8_t reason                  # reason code (MQTT 3.1.1 has none but 0), or REASON_DISCONNECT
+    uint8_t kind                    # the packet's first byte: PUBACK, PUBREC or PUBCOMP
 
 cdef struct MqttConnection:
     # Set by `open`, after CONNECT.
     uint8_t version                 # 4: MQTT 3.1.1, 5: MQTT 5, 0: CONNECT is awaited
+    bint client_header              # every record says who sent it
     uint32_t inflight_max           # unacknowledged publishes the client may have
+    MqttSession* session            # NULL: no QoS 2; borrowed
+    const MqttRoutes* allow         # topics that the client may publish to; NULL: every one; borrowed
+    MqttAliases aliases
+    MqttRate rate
     # Where the parser is.
     uint8_t stop                    # STOP_*
     uint8_t fault                   # index into FAULTS
@@ -76,11 +104,14 @@ cdef struct MqttConnection:
     uint32_t body_bytes             # STOP_PACKET: what follows it
     uint64_t need                   # STOP_END: bytes of the packet that is not whole yet, as far as known
     uint32_t pings                  # PINGREQs not answered yet
-    # Publishes not acknowledged yet, in their order: a circular buffer that doubles.
+    uint64_t skip                   # of the packet before, a publish that was too large: bytes still to be passed over
+    int64_t resume_ns               # STOP_RATE: when to go on, monotonic
+    # Answers that have not left yet, in their order: a circular buffer that doubles.
     MqttAck* acks
     uint32_t acks_capacity          # a power of two, or 0
     uint32_t acks_first
     uint32_t acks_count
+    uint32_t received               # how many of them are PUBRECs without an error: their publishes are in the session
     # The list of connections that have some, so that a commit need not look at all.
     MqttConnection* next
     MqttConnection* previous
@@ -92,22 +123,34 @@ cdef struct MqttGroup:
     RingState* ring
     uint64_t packet_bytes_max
     uint64_t record_bytes_max       # key, value and headers of one record
-    int64_t clock_ns                # not 0: tests' own receive time
+    int64_t clock_ns                # not 0: tests' own time, of both clocks
+    uint8_t role                    # ROLE_*
     const MqttRoutes* routes
-    # State.
+    # What every message touches.
     bint crowded                    # the ring was full: connections wait, and nobody may pass them
-    MqttConnection* waiting         # those with acknowledgements pending
-    # Counters.
     uint64_t records
     uint64_t bytes                  # payload
+    # State.
+    MqttTopics topics
+    MqttNames names                 # of streams that templates have named
+    MqttSessions sessions
+    MqttDrops drops
+    MqttRate rate                   # of all connections together
+    MqttText wanted                 # STOP_STREAM: the name; valid until the next call of mqtt_parse
+    MqttConnection* waiting         # those with acknowledgements pending
+    # More counters.
+    uint64_t retained               # of the records: those whose retain flag was set
     uint64_t unrouted               # publishes whose topic no route takes
     uint64_t acknowledged
     uint64_t refused                # publishes whose record the full disk had no room for
     uint64_t pending                # acknowledgements not sent yet, all connections
     uint64_t stopped                # times a connection found the ring full
-    # The last topic that had no route, for a log line.
-    uint8_t[256] unrouted_topic
-    uint32_t unrouted_topic_bytes
+    uint64_t overflowed             # records of streams that have no partition of their own
+    uint64_t forbidden              # publishes to topics that their client must not publish to
+    uint64_t duplicates             # QoS 2 publishes that were received before
+    # The last such topics, for a log line.
+    MqttText unrouted_topic
+    MqttText forbidden_topic
 
 # Take whole packets from data[*position : size] until one of STOP_*, which is also left in connection.stop. Whatever
 # was put into the ring is published.
@@ -115,11 +158,16 @@ cdef int mqtt_parse(
     MqttGroup* group, MqttConnection* connection, const uint8_t* data, size_t size, size_t* position,
 ) noexcept nogil
 
+# The stream that mqtt_parse stopped for has this partition; go on with the same packet. A name that there is no room
+# for any more goes to overflow from then on.
+cdef void group_add_stream(MqttGroup* group, const uint8_t* name, uint32_t name_bytes, uint32_t partition) noexcept nogil
 
-cdef class Routes:
-    cdef MqttRoutes table
-    cdef readonly tuple filters     # of bytes, in their order
-    cdef readonly tuple partitions
+# Other routes from the next packet on; nothing is remembered of the former ones.
+cdef void group_set_routes(MqttGroup* group, const MqttRoutes* routes) noexcept nogil
+
+# The end of a connection: acknowledgements that have not left are forgotten (their number is returned), its aliases and
+# its buffer of acknowledgements are freed, its session can be attached again.
+cdef uint32_t connection_close(MqttGroup* group, MqttConnection* connection) noexcept nogil
 
 
 cdef class Window:
@@ -131,12 +179,14 @@ cdef class Window:
 cdef class Group:
     cdef MqttGroup state
     cdef readonly Ring ring
-    cdef readonly Routes routes
+    cdef readonly RoutesType routes
     cdef uint8_t* out               # acknowledgements of one connection
     cdef Window window
     cdef MqttBudget budget
     cdef readonly uint64_t tick             # counts calls of `advance`, about one a second
-    cdef void settle_refusals(self) noexcept
+    cdef uint64_t drops_taken
+    cdef public object resolve      # callable(bytes) -> int: the partition of a stream that a template named
+    cdef int check_partition(self, uint64_t partition) except -1
 
 
 cdef class Connection:
@@ -145,7 +195,10 @@ cdef class Connection:
     cdef public object write        # callable(bytes): how to send; None when there is no way
     cdef readonly bint closed
     cdef readonly bint blocked      # waits for room in the ring, or for a decision (`park`)
-    cdef readonly bint refused      # its next acknowledgement never leaves, because the disk is full
+    cdef readonly bint limited      # must rest until `resume_ns`
+    cdef readonly bint refused      # its next acknowledgement never leaves, because its record was refused
+    cdef readonly SessionType session
+    cdef readonly RoutesType allow
     cdef readonly uint64_t seen     # tick at which something was last received
     cdef public uint64_t patience   # ticks without any byte until `overdue`; 0: for ever
     cdef MqttKept kept
@@ -156,3 +209,4 @@ cdef class Connection:
     cdef void parse(self) noexcept
     cdef void keep(self) noexcept
     cdef int answer(self) except -1
+    cdef int find_stream(self) except -1

@@ -3,69 +3,93 @@
 cimport cython
 from cpython.buffer cimport PyBuffer_FillInfo
 from cpython.bytes cimport PyBytes_FromStringAndSize
-from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc
-from libc.string cimport memcpy
-from posix.time cimport CLOCK_REALTIME, clock_gettime, timespec
+from libc.string cimport memcpy, memset
+from posix.time cimport CLOCK_MONOTONIC, CLOCK_REALTIME, clock_gettime, timespec
 
 from gateway_native.mqtt_acks cimport (
     ACKS_FINE,
     ACKS_REFUSED,
+    PUBACK,
     acks_forget,
-    acks_mark_refused,
+    acks_make_room,
+    acks_push,
     acks_release,
-    acks_unlist,
+    acks_settle_refusals,
 )
+from gateway_native.mqtt_aliases cimport ALIASES_MAX, aliases_drop
+from gateway_native.mqtt_drops cimport MqttDrop
+from gateway_native.mqtt_headers cimport variable_integer
 from gateway_native.mqtt_kept cimport kept_drop, kept_put
-from gateway_native.mqtt_publish cimport fault, fault_of_topic, publish, variable_integer
-from gateway_native.mqtt_routes cimport MqttRoute, filter_matches, route_find
+from gateway_native.mqtt_publish cimport fault, fault_of_topic, publish, release
+from gateway_native.mqtt_rate cimport rate_charge, rate_resume, rate_set
+from gateway_native.mqtt_session cimport PARTITION_NONE, spin_lock, spin_unlock
 from gateway_native.mqtt_text cimport TEXT_OK, text_check
-from gateway_native.ring cimport Ring, ring_confirm_refusals, ring_publish, ring_refusals_pending
+from gateway_native.mqtt_topics cimport names_add, names_forget, topics_forget_all, topics_init, topics_memory
+from gateway_native.ring cimport Ring, ring_publish
+
+import secrets
+
+from gateway_native.mqtt_routes import Routes, filter_match
+from gateway_native.mqtt_session import Session
 
 cdef extern from "atomics.h" nogil:
     uint64_t gw_load_seq(const uint64_t*)
 
 cdef enum:
     CONNECT = 1
+    CONNACK = 2
     PUBLISH = 3
+    PUBREL = 6
     PINGREQ = 12
+    PINGRESP = 13
+    DISCONNECT = 14
     AUTH = 15
 
-    NOT_SENT_BY_CLIENTS = 0xFF      # in FLAGS_OF_TYPE
+    NOT_SENT = 0xFF                 # in FLAGS_OF_TYPE
+
+    SESSIONS_BYTES_MAX = 67108864   # identifiers of all sessions of a group, see MqttDelivery
 
 # MQTT 5 reason code, and the sentence that a log line says after "closed:".
 FAULTS = (
     (0x00, "nothing is wrong"),
-    (0x82, "the first packet is not CONNECT"),
-    (0x82, "a packet of a type that clients do not send"),
+    (0x82, "the first packet is not the one that opens a connection"),
+    (0x82, "a packet of a type that its side does not send"),
     (0x81, "reserved flags of the fixed header are wrong"),
     (0x81, "the length of a packet is malformed"),
     (0x95, "a packet is larger than allowed"),
     (0x81, "a field reaches beyond the end of its packet"),
     (0x81, "a publish has QoS 3"),
-    (0x9B, "a publish has QoS 2; this gateway takes 0 and 1"),
+    (0x9B, "a publish has QoS 2, which was not offered"),
     (0x81, "a publish with QoS 0 is marked as a duplicate"),
     (0x82, "a publish has an empty topic"),
     (0x81, "a topic is not UTF-8"),
     (0x81, "a topic contains U+0000"),
     (0x81, "a publish has a topic with + or #"),
-    (0x82, "a publish with QoS 1 has packet identifier 0"),
+    (0x82, "a publish or its release has packet identifier 0"),
     (0x81, "a publish has a property that a publish cannot have"),
     (0x82, "a publish has the same property twice"),
     (0x82, "a property of a publish has a value outside its range"),
     (0x81, "a property of a publish is not UTF-8, or contains U+0000"),
-    (0x94, "a publish has a topic alias; this gateway takes none"),
+    (0x94, "a publish has a topic alias that was not offered"),
     (0x82, "a publish has a subscription identifier"),
     (0x93, "more publishes are unacknowledged than allowed"),
-    (0x90, "no route takes the topic of a publish with QoS 1"),
+    (0x90, "no route takes the topic of a publish with QoS 1 or 2"),
     (0x97, "no memory is left for a packet that arrives"),
     (0x95, "a publish would become a record larger than allowed"),
+    (0x82, "a publish uses a topic alias that was not set before"),
+    (0x97, "the topics of a connection's aliases need more memory than allowed"),
+    (0x87, "a publish to a topic that its client must not publish to"),
+    (0x97, "the gateway cannot follow, and the route of a publish drops what is newest"),
+    (0x81, "a release of a publish has a reason code that it cannot have"),
 )
 
 # Flags each packet type must have [MQTT-2.2.2-2]; PUBLISH has its own rules.
-cdef uint8_t[16] FLAGS_OF_TYPE = [
-    NOT_SENT_BY_CLIENTS, 0, NOT_SENT_BY_CLIENTS, 0, 0, 0, 2, 0,
-    2, NOT_SENT_BY_CLIENTS, 2, NOT_SENT_BY_CLIENTS, 0, NOT_SENT_BY_CLIENTS, 0, 0,
+cdef uint8_t[2][16] FLAGS_OF_TYPE = [
+    # From clients: no CONNACK, SUBACK, UNSUBACK, PINGRESP. From servers: the other way round; CONNACK only once.
+    [NOT_SENT, 0, NOT_SENT, 0, 0, 0, 2, 0, 2, NOT_SENT, 2, NOT_SENT, 0, NOT_SENT, 0, 0],
+    [NOT_SENT, NOT_SENT, NOT_SENT, 0, 0, 0, 2, 0, NOT_SENT, 0, NOT_SENT, 0, NOT_SENT, 0, 0, 0],
 ]
 
 
@@ -84,15 +108,17 @@ class RemoteFault(Exception):
 
 # -- the packets of a buffer -------------------------------------------------------------------------------------------
 
-cdef uint8_t fault_of_first_byte(MqttConnection* connection, uint8_t first_byte) noexcept nogil:
+cdef uint8_t fault_of_first_byte(uint8_t role, MqttConnection* connection, uint8_t first_byte) noexcept nogil:
     """Judged as soon as it is there: garbage need not be awaited to its end."""
     cdef uint8_t flags
-    if connection.version == 0:
-        return FAULT_NONE if first_byte == CONNECT << 4 else FAULT_FIRST_PACKET     # [MQTT-3.1.0-1]
+    if connection.version == 0:             # [MQTT-3.1.0-1], [MQTT-3.2.0-1]
+        return FAULT_NONE if first_byte == (CONNECT if role == ROLE_SERVER else CONNACK) << 4 else FAULT_FIRST_PACKET
     if first_byte >> 4 == PUBLISH:
         return FAULT_NONE
-    flags = FLAGS_OF_TYPE[first_byte >> 4]
-    if flags == NOT_SENT_BY_CLIENTS or (first_byte >> 4 == AUTH and connection.version != 5):
+    flags = FLAGS_OF_TYPE[role][first_byte >> 4]
+    if flags == NOT_SENT or (first_byte >> 4 == AUTH and connection.version != 5):
+        return FAULT_TYPE
+    if first_byte >> 4 == DISCONNECT and role == ROLE_CLIENT and connection.version != 5:
         return FAULT_TYPE
     return FAULT_NONE if first_byte & 15 == flags else FAULT_FLAGS
 
@@ -101,7 +127,7 @@ cdef int packet_begin(
     MqttGroup* group, MqttConnection* connection, const uint8_t* at, size_t left,
 ) noexcept nogil:
     """Read a fixed header into header_bytes and body_bytes. STOP_NONE when the packet is whole."""
-    cdef uint8_t wrong = fault_of_first_byte(connection, at[0])
+    cdef uint8_t wrong = fault_of_first_byte(group.role, connection, at[0])
     cdef uint64_t limit = group.packet_bytes_max
     cdef int width
     if wrong:
@@ -117,8 +143,61 @@ cdef int packet_begin(
     if at[0] >> 4 != PUBLISH and limit > CONTROL_BYTES_MAX:
         limit = CONTROL_BYTES_MAX
     if connection.need > limit:
+        if group.role == ROLE_CLIENT and at[0] >> 4 == PUBLISH:
+            return oversized(connection, left)
         return fault(connection, FAULT_TOO_LARGE)
     return STOP_NONE if connection.need <= left else STOP_END
+
+
+cdef int oversized(MqttConnection* connection, size_t left) noexcept nogil:
+    """A broker's publish larger than allowed: the driver gets its beginning, the rest is passed over.
+
+    MQTT 3.1.1 has no way to tell a broker of a limit, and one that never gets its PUBACK sends it again and again.
+    """
+    cdef uint64_t whole = connection.need
+    connection.need = min(whole, <uint64_t>OVERSIZED_BYTES)
+    if connection.need > left:
+        return STOP_END
+    connection.body_bytes = <uint32_t>(connection.need - connection.header_bytes)
+    connection.skip = whole - connection.need
+    return STOP_PACKET
+
+
+cdef inline void pass_over(MqttConnection* connection, size_t size, size_t* position) noexcept nogil:
+    """What is left of an oversized publish."""
+    cdef uint64_t count = min(connection.skip, <uint64_t>(size - position[0]))
+    position[0] += count
+    connection.skip -= count
+
+
+cdef inline int64_t clock_now(const MqttGroup* group, int clock) noexcept nogil:
+    cdef timespec now
+    if group.clock_ns:
+        return group.clock_ns
+    clock_gettime(clock, &now)
+    return <int64_t>now.tv_sec * 1000000000 + now.tv_nsec
+
+
+cdef bint rest(MqttGroup* group, MqttConnection* connection, int64_t steady_ns) noexcept nogil:
+    """Has the connection, or the group, a rate limit that lets no publish pass now?"""
+    connection.resume_ns = max(rate_resume(&connection.rate, steady_ns), rate_resume(&group.rate, steady_ns))
+    return connection.resume_ns != 0
+
+
+cdef int packet_take(
+    MqttGroup* group, MqttConnection* connection, const uint8_t* at, int64_t time_ns,
+) noexcept nogil:
+    """Any packet but PUBLISH, as far as the parser takes it."""
+    if at[0] >> 4 == PINGREQ:
+        if connection.body_bytes:
+            return fault(connection, FAULT_LENGTH)
+        connection.pings += 1
+        return STOP_NONE
+    if at[0] >> 4 == PINGRESP:
+        return fault(connection, FAULT_LENGTH) if connection.body_bytes else STOP_NONE
+    if at[0] >> 4 == PUBREL and connection.session != NULL:
+        return release(group, connection, at + connection.header_bytes, connection.body_bytes, time_ns)
+    return STOP_PACKET
 
 
 cdef int mqtt_parse(
@@ -126,11 +205,11 @@ cdef int mqtt_parse(
 ) noexcept nogil:
     cdef const uint8_t* at
     cdef int stop = STOP_NONE
-    cdef int64_t time_ns = group.clock_ns
-    cdef timespec now
-    if time_ns == 0:
-        clock_gettime(CLOCK_REALTIME, &now)
-        time_ns = <int64_t>now.tv_sec * 1000000000 + now.tv_nsec
+    cdef int64_t time_ns = clock_now(group, CLOCK_REALTIME)
+    cdef bint limited = connection.rate.interval_ns or group.rate.interval_ns
+    cdef int64_t steady_ns = clock_now(group, CLOCK_MONOTONIC) if limited else 0
+    if connection.skip:
+        pass_over(connection, size, position)
     while stop == STOP_NONE:
         if position[0] == size:
             stop = STOP_END
@@ -139,15 +218,15 @@ cdef int mqtt_parse(
         stop = packet_begin(group, connection, at, size - position[0])
         if stop != STOP_NONE:
             break
-        if at[0] >> 4 == PUBLISH:
-            stop = publish(group, connection, at[0], at + connection.header_bytes, connection.body_bytes, time_ns)
-        elif at[0] >> 4 == PINGREQ:
-            if connection.body_bytes:
-                stop = fault(connection, FAULT_LENGTH)
-            else:
-                connection.pings += 1
+        if at[0] >> 4 != PUBLISH:
+            stop = packet_take(group, connection, at, time_ns)
+        elif limited and rest(group, connection, steady_ns):
+            stop = STOP_RATE
         else:
-            stop = STOP_PACKET
+            stop = publish(group, connection, at[0], at + connection.header_bytes, connection.body_bytes, time_ns)
+            if limited and stop == STOP_NONE:
+                rate_charge(&connection.rate, steady_ns)
+                rate_charge(&group.rate, steady_ns)
         if stop == STOP_NONE:
             position[0] += connection.need
     ring_publish(group.ring)
@@ -155,13 +234,35 @@ cdef int mqtt_parse(
     return stop
 
 
+cdef void group_add_stream(
+    MqttGroup* group, const uint8_t* name, uint32_t name_bytes, uint32_t partition,
+) noexcept nogil:
+    if not names_add(&group.names, group.topics.seed, name, name_bytes, partition):
+        group.names.closed = True
+
+
+cdef void group_set_routes(MqttGroup* group, const MqttRoutes* routes) noexcept nogil:
+    group.routes = routes
+    topics_forget_all(&group.topics)
+    names_forget(&group.names)
+
+
+cdef uint32_t connection_close(MqttGroup* group, MqttConnection* connection) noexcept nogil:
+    cdef uint32_t lost = connection.acks_count
+    if lost:
+        acks_forget(group, connection, lost)
+    free(connection.acks)
+    connection.acks = NULL
+    connection.acks_capacity = connection.received = 0
+    aliases_drop(&connection.aliases)
+    if connection.session != NULL:
+        connection.session.attached = False
+        connection.session = NULL
+    connection.allow = NULL
+    return lost
+
+
 # -- the objects of Python's side -------------------------------------------------------------------------------------
-
-
-def filter_match(bytes filter not None, bytes topic not None) -> bool:
-    """Does a topic name match a topic filter (MQTT 5 section 4.7)? Both must be valid."""
-    return filter_matches(<const uint8_t*><const char*>filter, len(filter), <const uint8_t*><const char*>topic,
-                          len(topic))
 
 
 def is_text(bytes text not None) -> bool:
@@ -172,50 +273,6 @@ def is_text(bytes text not None) -> bool:
 def is_topic(bytes topic not None) -> bool:
     """Is this a valid topic name: text of 1 to 65535 bytes without wildcards?"""
     return len(topic) <= 65535 and fault_of_topic(<const uint8_t*><const char*>topic, len(topic)) == FAULT_NONE
-
-
-cdef class Routes:
-    """Topic filters and the partitions they lead to; the first filter that matches a topic decides.
-
-    routes: (filter as UTF-8, partition) in their order. Filters must be valid; `gateway_adapters.mqtt.routes` sees to
-    that.
-    """
-
-    def __cinit__(self, routes):
-        cdef bytes filter
-        cdef size_t at = 0
-        cdef MqttRoute* route
-        self.filters = tuple([filter for filter, _ in routes])
-        self.partitions = tuple([partition for _, partition in routes])
-        self.table.routes = <MqttRoute*>calloc(len(self.filters) + 1, sizeof(MqttRoute))
-        self.table.text = <uint8_t*>malloc(sum([len(filter) for filter in self.filters]) + 1)
-        if self.table.routes == NULL or self.table.text == NULL:
-            raise MemoryError(f"no memory for {len(self.filters)} routes")
-        for filter, partition in zip(self.filters, self.partitions):
-            if not filter:
-                raise ValueError("a route's topic filter is empty")
-            wildcards = [index for index in (filter.find(b"+"), filter.find(b"#")) if index >= 0]
-            route = &self.table.routes[self.table.count]
-            route.filter = self.table.text + at
-            route.filter_bytes = <uint32_t>len(filter)
-            route.literal_bytes = min(wildcards, default=len(filter))
-            route.wild = 1 if wildcards else 0
-            route.partition = partition
-            memcpy(self.table.text + at, <const char*>filter, len(filter))
-            at += len(filter)
-            self.table.count += 1
-
-    def __dealloc__(self):
-        free(self.table.routes)
-        free(self.table.text)
-
-    def __len__(self) -> int:
-        return self.table.count
-
-    def find(self, bytes topic not None):
-        """Index of the route that a topic takes, or None."""
-        cdef const MqttRoute* route = route_find(&self.table, <const uint8_t*><const char*>topic, len(topic))
-        return None if route == NULL else <size_t>(route - self.table.routes)
 
 
 cdef class Window:
@@ -240,39 +297,107 @@ cdef class Window:
 
 
 cdef class Group:
-    """What the connections of one listening socket share: ring, routes, receive buffer, counters.
+    """What the connections of one listening socket, or to one broker, share: ring, routes, receive buffer, counters.
 
     ring: this group's own; nothing else may produce into it from another thread. packet_bytes_max: of one packet,
     fixed header included. record_bytes_max: key, value and headers of one record. kept_bytes_max: of all packets that
-    have only partly arrived. clock_ns: a fixed receive time instead of the system's, for tests.
+    have only partly arrived. clock_ns: a fixed time instead of the system's, for tests. client: we
+    are the client at the other end, a broker; `take` then also returns, as (3, flags, body), publishes that are too large.
+
+    `resolve` is called with the name of a stream that a route's template gave and that is not known yet; it returns the
+    partition and must not fail. Without it such records go to overflow.
     """
 
-    def __cinit__(self, Ring ring not None, Routes routes not None, *, uint64_t packet_bytes_max,
-                  uint64_t record_bytes_max, uint64_t kept_bytes_max, int64_t clock_ns=0):
+    def __cinit__(self, Ring ring not None, RoutesType routes not None, *, uint64_t packet_bytes_max,
+                  uint64_t record_bytes_max, uint64_t kept_bytes_max, int64_t clock_ns=0, bint client=False):
         self.ring = ring
         self.state.ring = ring.state
         self.state.packet_bytes_max = packet_bytes_max
         # A record that can never fit would wait for ever.
         self.state.record_bytes_max = min(record_bytes_max, <uint64_t>ring.largest_record)
         self.state.clock_ns = clock_ns
+        self.state.role = ROLE_CLIENT if client else ROLE_SERVER
         self.budget.kept_max = kept_bytes_max
+        topics_init(&self.state.topics, secrets.randbits(64))
+        self.state.sessions.ring = ring.state
+        self.state.sessions.partition = PARTITION_NONE
+        self.state.sessions.delivery_next = 1
+        self.state.sessions.bytes_max = SESSIONS_BYTES_MAX
         self.set_routes(routes)
         self.window = Window()
-        self.out = <uint8_t*>malloc(ACKS_MAX * PUBACK_BYTES_MAX)
-        if self.out == NULL:
+        self.out = <uint8_t*>malloc(ACKS_MAX * ACK_BYTES_MAX)
+        self.state.drops.table = <MqttDrop*>calloc(ring.state.partitions, sizeof(MqttDrop))
+        if self.out == NULL or self.state.drops.table == NULL:
             raise MemoryError("no memory for a group's acknowledgements")
 
     def __dealloc__(self):
         free(self.out)
+        free(self.state.drops.table)
+        topics_forget_all(&self.state.topics)
+        names_forget(&self.state.names)
 
-    def set_routes(self, Routes routes not None) -> None:
-        """From the next packet on."""
-        cdef uint32_t partitions = self.ring.state.partitions
+    def set_routes(self, RoutesType routes not None) -> None:
+        """From the next packet on. Streams that templates name are asked for again."""
         for partition in routes.partitions:
-            if partition >= partitions:
-                raise IndexError(f"partition {partition} of {partitions}")
+            self.check_partition(partition)
+        group_set_routes(&self.state, &routes.table)
         self.routes = routes
-        self.state.routes = &routes.table
+
+    cdef int check_partition(self, uint64_t partition) except -1:
+        if partition >= self.ring.state.partitions:
+            raise IndexError(f"partition {partition} of {self.ring.state.partitions}")
+        return 0
+
+    def add_stream(self, bytes name not None, uint32_t partition) -> None:
+        """The stream that a template named has this partition. One too many goes to overflow."""
+        self.check_partition(partition)
+        group_add_stream(&self.state, name, <uint32_t>len(name), partition)
+
+    @property
+    def sessions_partition(self):
+        """Of the internal stream that releases of durable sessions are recorded in, or None."""
+        return None if self.state.sessions.partition == PARTITION_NONE else self.state.sessions.partition
+
+    @sessions_partition.setter
+    def sessions_partition(self, uint32_t partition) -> None:
+        self.check_partition(partition)
+        self.state.sessions.partition = partition
+
+    @property
+    def delivery_next(self) -> int:
+        """The delivery number that the next QoS 2 record gets: at least 1, more than any that is on disk."""
+        return self.state.sessions.delivery_next
+
+    @delivery_next.setter
+    def delivery_next(self, uint64_t delivery) -> None:
+        if delivery < max(1, self.state.sessions.delivery_next):
+            raise ValueError(f"delivery numbers grow; {delivery} is less than {self.state.sessions.delivery_next}")
+        self.state.sessions.delivery_next = delivery
+
+    def set_rate(self, double messages) -> None:
+        """Messages a second of all connections together; 0: no limit."""
+        rate_set(&self.state.rate, messages)
+
+    def set_clock(self, int64_t clock_ns) -> None:
+        """Another fixed time, for tests; 0: the system's."""
+        self.state.clock_ns = clock_ns
+
+    def take_drops(self) -> list:
+        """(partition, count, bytes, first_ns, last_ns) of what was dropped since the last call: see mqtt_drops.pxd."""
+        cdef MqttDrop drop
+        cdef uint32_t partition
+        cdef list found = []
+        if self.state.drops.total == self.drops_taken:
+            return found
+        for partition in range(self.ring.state.partitions):
+            spin_lock(&self.state.drops.lock)
+            drop = self.state.drops.table[partition]
+            memset(&self.state.drops.table[partition], 0, sizeof(MqttDrop))
+            spin_unlock(&self.state.drops.lock)
+            if drop.count:
+                self.drops_taken += drop.count
+                found.append((partition, drop.count, drop.bytes, drop.first_ns, drop.last_ns))
+        return found
 
     def advance(self) -> None:
         """A second has passed. Counted here rather than read from a clock: a stalled loop kills no healthy client."""
@@ -315,7 +440,7 @@ cdef class Group:
         cdef MqttConnection* following
         cdef size_t size
         cdef int trouble
-        self.settle_refusals()
+        acks_settle_refusals(&self.state)
         # First collect, then write: writing runs other code, which may close connections.
         while connection != NULL:
             following = connection.next
@@ -332,32 +457,35 @@ cdef class Group:
                 owner.write(data)
         return failures
 
-    cdef void settle_refusals(self) noexcept:
-        """Before the writer takes records again of a stream whose disk was full, every refused publish gets its answer."""
-        cdef MqttConnection* connection = self.state.waiting
-        if not ring_refusals_pending(self.state.ring):
-            return
-        while connection != NULL:
-            acks_mark_refused(&self.state, connection)
-            connection = connection.next
-        ring_confirm_refusals(self.state.ring)
-
     @property
     def unrouted_topic(self) -> bytes:
         """The last topic that no route took, cut to 256 bytes."""
-        return (<const char*>self.state.unrouted_topic)[:self.state.unrouted_topic_bytes]
+        return (<const char*>self.state.unrouted_topic.text)[:self.state.unrouted_topic.size]
+
+    @property
+    def forbidden_topic(self) -> bytes:
+        """The last topic that its client must not publish to, cut to 256 bytes."""
+        return (<const char*>self.state.forbidden_topic.text)[:self.state.forbidden_topic.size]
 
     @property
     def counters(self) -> dict:
         return {
             "records": self.state.records,
             "bytes": self.state.bytes,
+            "retained": self.state.retained,
             "unrouted": self.state.unrouted,
             "acknowledged": self.state.acknowledged,
             "refused_full_disk": self.state.refused,
             "unacknowledged": self.state.pending,
             "stopped_for_room": self.state.stopped,
             "kept_bytes": self.budget.kept,
+            "overflowed": self.state.overflowed,
+            "forbidden": self.state.forbidden,
+            "duplicates": self.state.duplicates,
+            "dropped": self.state.drops.total,
+            "topics_looked_up": self.state.topics.looked_up,
+            "topics_bytes": topics_memory(&self.state.topics),
+            "sessions_bytes": self.state.sessions.bytes,
         }
 
 
@@ -377,10 +505,8 @@ cdef class Connection:
 
     def __dealloc__(self):
         if not self.closed:
-            acks_unlist(&self.group.state, &self.state)
-            self.group.state.pending -= self.state.acks_count
+            connection_close(&self.group.state, &self.state)
             kept_drop(&self.kept, &self.group.budget)
-        free(self.state.acks)
 
     # -- receiving
 
@@ -398,8 +524,9 @@ cdef class Connection:
                 memcpy(window.shared, self.kept.block + self.kept.start, self.kept.size)
             window.data = window.shared + self.kept.size
             window.size = SHARED_BYTES - self.kept.size
-        if group.state.crowded and window.size > CROWDED_BYTES:
-            window.size = CROWDED_BYTES
+        if (group.state.crowded or self.state.rate.interval_ns or group.state.rate.interval_ns) \
+                and window.size > CROWDED_BYTES:
+            window.size = CROWDED_BYTES     # what cannot be taken now has to be kept
         return window
 
     def buffer_updated(self, Py_ssize_t count) -> None:
@@ -411,9 +538,10 @@ cdef class Connection:
         self.position = 0
         if self.state.version:
             self.seen = self.group.tick
-        if not self.blocked:                # else the driver had read already when it paused: kept for later
+        if not self.blocked and not self.limited:   # else the driver had read already when it paused: kept for later
             self.parse()
-        if (self.state.stop == STOP_END or self.blocked) and not self.state.pings and not self.state.refused:
+        if (self.state.stop == STOP_END or self.blocked or self.limited) \
+                and not self.state.pings and not self.state.refused:
             self.keep()
         if self.data != NULL:
             self.attend()
@@ -431,6 +559,9 @@ cdef class Connection:
             return None
         if self.state.stop == STOP_NONE:
             self.parse()
+        while self.state.stop == STOP_STREAM:
+            self.find_stream()
+            self.parse()
         if self.state.stop == STOP_PACKET:
             packet = (
                 self.data[self.position] >> 4,
@@ -446,6 +577,7 @@ cdef class Connection:
             self.blocked = True
             self.group.state.crowded = True
             self.group.state.stopped += 1
+        self.limited = self.state.stop == STOP_RATE
         if self.state.stop != STOP_FAULT:
             self.keep()
         if self.state.stop == STOP_FAULT:
@@ -471,16 +603,26 @@ cdef class Connection:
         self.blocked = True
 
     def retry(self) -> None:
-        """There may be room in the ring again, or a decision was made: go on where it stopped."""
-        if self.closed or not self.blocked:
+        """There may be room in the ring again, a rest is over, or a decision was made: go on where it stopped."""
+        if self.closed or not (self.blocked or self.limited):
             return
-        self.blocked = False
+        self.blocked = self.limited = False
         self.seen = self.group.tick
         self.data = self.kept.block + self.kept.start
         self.size = self.kept.size
         self.position = 0
         self.state.stop = STOP_NONE
         self.attend()
+
+    cdef int find_stream(self) except -1:
+        """The parser waits for the partition of a stream."""
+        cdef MqttText* wanted = &self.group.state.wanted
+        cdef bytes name = (<const char*>wanted.text)[:wanted.size]
+        cdef object partition = self.group.routes.table.overflow
+        if self.group.resolve is not None:
+            partition = self.group.resolve(name)
+        self.group.add_stream(name, partition)
+        return 0
 
     cdef void parse(self) noexcept:
         cdef size_t left = self.size - self.position
@@ -518,32 +660,67 @@ cdef class Connection:
 
     # -- what the driver decides
 
-    def open(self, *, int version, uint32_t inflight_max) -> None:
-        """CONNECT was accepted. version: 4 (MQTT 3.1.1) or 5. inflight_max: unacknowledged publishes allowed."""
+    def open(self, *, int version, uint32_t inflight_max, SessionType session=None, int topic_alias_max=0,
+             RoutesType allow=None, bint client_header=False, double rate_messages=0) -> None:
+        """CONNECT was accepted.
+
+        version: 4 (MQTT 3.1.1) or 5. inflight_max: unacknowledged publishes allowed. session: what the client's QoS 2
+        publishes left; without one there is no QoS 2. topic_alias_max: aliases offered. allow: the filters of topics that
+        the client may publish to. client_header: every record says who sent it. rate_messages: a second; 0: no limit.
+        """
         if version not in (4, 5):
             raise ValueError(f"MQTT protocol level {version}; 4 and 5 are known")
         if not 1 <= inflight_max <= ACKS_MAX:
             raise ValueError(f"inflight_max is 1 to {ACKS_MAX}, not {inflight_max}")
+        if not 0 <= topic_alias_max <= ALIASES_MAX:
+            raise ValueError(f"topic_alias_max is 0 to {ALIASES_MAX}, not {topic_alias_max}")
+        if client_header and session is None:
+            raise ValueError("the client header needs a session, which knows the client")
+        if session is not None:
+            session.attach(self.group, &self.group.state.sessions)
+            self.state.session = &session.state
+        self.session, self.allow = session, allow
+        self.state.allow = NULL if allow is None else &allow.table
         self.state.version = <uint8_t>version
         self.state.inflight_max = inflight_max
+        self.state.aliases.max = topic_alias_max
+        self.state.client_header = client_header
+        rate_set(&self.state.rate, rate_messages)
         self.seen = self.group.tick
 
     def close(self) -> int:
         """Nothing more is parsed, written or acknowledged. Returns the acknowledgements that never left."""
-        cdef uint32_t lost = self.state.acks_count
+        cdef uint32_t lost
         if self.closed:
             return 0
         self.closed = True
         self.write = None
         self.data = NULL
-        if lost:
-            acks_forget(&self.group.state, &self.state, lost)
-        free(self.state.acks)
-        self.state.acks = NULL
-        self.state.acks_capacity = 0
-        self.kept.direct = self.blocked = False
+        lost = connection_close(&self.group.state, &self.state)
+        self.session = self.allow = None
+        self.blocked = self.limited = False
         kept_drop(&self.kept, &self.group.budget)
         return lost
+
+    def acknowledge(self, int packet_id) -> None:
+        """Send PUBACK for a publish that `take` returned, after those before it. MemoryError leaves it to be sent again."""
+        if self.closed:
+            return
+        if not acks_make_room(&self.state):
+            raise MemoryError("no memory for an acknowledgement")
+        acks_push(&self.group.state, &self.state, PUBACK, <uint16_t>packet_id, 0, 0, 0)
+        if self.data == NULL:
+            self.answer()
+
+    @property
+    def passed_over(self) -> int:
+        """Bytes of the publish just taken that lie behind its `body`, because it is larger than allowed."""
+        return self.state.skip
+
+    @property
+    def kept_data(self) -> bytes:
+        """What has arrived and was not parsed, because it is not whole or the ring is full."""
+        return (<const char*>self.kept.block)[self.kept.start:self.kept.start + self.kept.size] if self.kept.size else b""
 
     def trim(self) -> None:
         """Give back the acknowledgement buffer of a connection that has gone quiet."""
@@ -565,4 +742,9 @@ cdef class Connection:
     @property
     def overdue(self) -> bool:
         """Silent for longer than `patience`. One that waits for room in the ring is not: nobody reads from it."""
-        return self.patience != 0 and not self.blocked and self.group.tick - self.seen > self.patience
+        return self.patience != 0 and not self.blocked and not self.limited and self.group.tick - self.seen > self.patience
+
+    @property
+    def resume_ns(self) -> int:
+        """When a connection that is `limited` may go on: call `retry` then. time.monotonic_ns()."""
+        return self.state.resume_ns

@@ -1,6 +1,6 @@
 """Acknowledgements on their way: one FIFO per connection, and the list of connections that have some.
 
-Inline functions only. MQTT demands that a connection's acknowledgements leave in the order of its publishes
+PUBACK, PUBREC and PUBCOMP share the line. Inline functions only. MQTT demands that a connection's acknowledgements leave in the order of its publishes
 [MQTT-4.6.0-2], so one that must wait holds back those behind it.
 """
 
@@ -8,15 +8,22 @@ from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy
 
-from gateway_native.mqtt cimport MqttAck, MqttConnection, MqttGroup
-from gateway_native.ring cimport VERDICT_ACK, VERDICT_FAILED, VERDICT_REFUSED, ring_verdict
+from gateway_native.mqtt cimport ROLE_SERVER, MqttAck, MqttConnection, MqttGroup
+from gateway_native.mqtt_session cimport session_settle, sessions_refuse
+from gateway_native.ring cimport (
+    VERDICT_ACK, VERDICT_FAILED, VERDICT_REFUSED, ring_confirm_refusals, ring_refusals_pending, ring_verdict)
 
 cdef enum:
     # Why a connection's next acknowledgement never leaves.
     ACKS_FINE = 0
     ACKS_FAILED = 1                 # its stream has failed
-    ACKS_REFUSED = 2                # the disk is full, and MQTT 3.1.1 knows no way to say so
+    ACKS_REFUSED = 2                # the disk is full, and this packet knows no way to say so
 
+    PUBACK = 0x40                   # first bytes of the packets
+    PUBREC = 0x50
+    PUBCOMP = 0x70
+
+    REASON_FAILURE = 0x80           # this and above
     REASON_QUOTA_EXCEEDED = 0x97
     REASON_DISCONNECT = 0xff        # our own: no packet, but the end of the connection
 
@@ -46,20 +53,26 @@ cdef inline bint acks_make_room(MqttConnection* connection) noexcept nogil:
 
 
 cdef inline void acks_push(
-    MqttGroup* group, MqttConnection* connection, uint16_t packet_id, uint32_t partition, uint64_t sequence,
-    uint8_t reason,
+    MqttGroup* group, MqttConnection* connection, uint8_t kind, uint16_t packet_id, uint8_t reason,
+    uint32_t partition, uint64_t sequence,
 ) noexcept nogil:
-    """After acks_make_room. The interest is declared before the record is published, so no commit can be missed."""
+    """After acks_make_room. With sequence 0 it waits for nothing but its turn.
+
+    The interest is declared before the record is published, so no commit can be missed.
+    """
     cdef uint32_t at = (connection.acks_first + connection.acks_count) & (connection.acks_capacity - 1)
     connection.acks[at].sequence = sequence
     connection.acks[at].partition = partition
     connection.acks[at].packet_id = packet_id
     connection.acks[at].reason = reason
+    connection.acks[at].kind = kind
     connection.acks_count += 1
+    if kind == PUBREC and reason < REASON_FAILURE:
+        connection.received += 1
     if group.pending == 0:
         gw_store_seq(&group.ring.ack_interest, 1)
     group.pending += 1
-    if reason:
+    if sequence == 0:
         connection.refused = 1
     if not connection.listed:
         connection.listed = True
@@ -94,22 +107,57 @@ cdef inline void acks_forget(MqttGroup* group, MqttConnection* connection, uint3
         gw_store_seq(&group.ring.ack_interest, 0)
 
 
-cdef inline void acks_mark_refused(MqttGroup* group, MqttConnection* connection) noexcept nogil:
-    """Settle the answer to every publish that was refused, wherever in the line it waits."""
-    cdef uint32_t mask = connection.acks_capacity - 1
-    cdef uint32_t i
+cdef inline uint32_t acks_inflight(const MqttConnection* connection) noexcept nogil:
+    """Publishes that count against the receive maximum: until PUBACK, PUBCOMP, or a PUBREC that says no (section 4.9)."""
+    return connection.acks_count - connection.received + (
+        0 if connection.session == NULL else connection.session.count)
+
+
+cdef inline void acks_refuse(MqttGroup* group, MqttConnection* connection, MqttAck* ack) noexcept nogil:
+    """Its record was refused.
+
+    PUBCOMP has no reason code for that: its client asks again after it has reconnected. A broker would take any PUBACK for
+    the end of the matter, and never send the publish again.
+    """
+    cdef bint can_hear = connection.version == 5 and group.role == ROLE_SERVER and ack.kind != PUBCOMP
+    if ack.kind == PUBREC:
+        connection.received -= 1
+    ack.reason = REASON_QUOTA_EXCEEDED if can_hear else REASON_DISCONNECT
+    ack.sequence = 0
+    group.refused += 1
+
+
+cdef inline void acks_settle_refusals(MqttGroup* group) noexcept nogil:
+    """Before the writer takes records again of a stream whose disk was full, every refused publish gets its answer."""
+    cdef MqttConnection* connection = group.waiting
     cdef MqttAck* ack
-    for i in range(connection.acks_count):
-        ack = &connection.acks[(connection.acks_first + i) & mask]
-        if ack.reason == 0 and ring_verdict(group.ring, ack.partition, ack.sequence) == VERDICT_REFUSED:
-            ack.reason = REASON_QUOTA_EXCEEDED if connection.version == 5 else REASON_DISCONNECT
-            group.refused += 1
+    cdef uint32_t i
+    if not ring_refusals_pending(group.ring):
+        return
+    sessions_refuse(&group.sessions)
+    while connection != NULL:
+        for i in range(connection.acks_count):
+            ack = &connection.acks[(connection.acks_first + i) & (connection.acks_capacity - 1)]
+            if ack.sequence and ring_verdict(group.ring, ack.partition, ack.sequence) == VERDICT_REFUSED:
+                acks_refuse(group, connection, ack)
+        connection = connection.next
+    ring_confirm_refusals(group.ring)
+
+
+cdef inline void acks_count_one(MqttGroup* group, MqttConnection* connection, const MqttAck* ack) noexcept nogil:
+    """This one leaves."""
+    if ack.kind == PUBREC and ack.reason < REASON_FAILURE:
+        connection.received -= 1
+        if connection.session != NULL:
+            session_settle(connection.session, ack.packet_id, ack.partition, ack.sequence)
+    if ack.kind != PUBCOMP and ack.reason < REASON_FAILURE:
+        group.acknowledged += 1
 
 
 cdef inline size_t acks_release(
     MqttGroup* group, MqttConnection* connection, uint8_t* to, int* trouble,
 ) noexcept nogil:
-    """Write what may leave to `to` and return its size; `trouble` is one of ACKS_*."""
+    """Write what may leave to `to`, at most ACK_BYTES_MAX for each, and return its size; `trouble` is one of ACKS_*."""
     cdef uint8_t* begin = to
     cdef uint32_t mask = connection.acks_capacity - 1
     cdef uint32_t count = 0
@@ -121,22 +169,18 @@ cdef inline size_t acks_release(
         if ack.reason == REASON_DISCONNECT:
             trouble[0] = ACKS_REFUSED
             break
-        if ack.reason == 0:
+        if ack.sequence:
             verdict = ring_verdict(group.ring, ack.partition, ack.sequence)
             if verdict != VERDICT_ACK:
                 trouble[0] = ACKS_FAILED if verdict == VERDICT_FAILED else ACKS_FINE
                 break
-        to[0] = 0x40                        # PUBACK
-        to[1] = 2
+        to[0] = ack.kind
+        to[1] = 3 if ack.reason else 2
         to[2] = <uint8_t>(ack.packet_id >> 8)
         to[3] = <uint8_t>ack.packet_id
-        to += 4
-        if ack.reason:
-            begin[to - begin - 3] = 3
-            to[0] = ack.reason
-            to += 1
-        else:
-            group.acknowledged += 1
+        to[4] = ack.reason                  # overwritten by the next one if there is none
+        to += 2 + to[1]
+        acks_count_one(group, connection, ack)
         count += 1
     if count:
         acks_forget(group, connection, count)

@@ -3,7 +3,9 @@
 Inline functions only. Only what differs from MQTT's default becomes a header, so that an ordinary QoS 0 reading has
 none:
 
-    qos "1" · retain "1" · dup "1"                      the fixed header
+    qos "1" or "2" · retain "1" · dup "1"               the fixed header
+    client                                              QoS 2 of a durable session, or if the listener wants it
+    packet-id, delivery                                 QoS 2 of a durable session: see mqtt_session.pxd
     payload-format "1"                                  the payload says it is UTF-8 text
     message-expiry "<seconds>"
     content-type, response-topic                        escaped
@@ -40,12 +42,15 @@ cdef enum:
     PROPERTIES_TWICE = 3
     PROPERTIES_VALUE = 4                # a value outside its range
     PROPERTIES_TEXT = 5                 # not MQTT's UTF-8
-    PROPERTIES_ALIAS = 6                # a topic alias; we announce that we take none
+    PROPERTIES_ALIAS = 6                # a topic alias that was not offered
     PROPERTIES_SUBSCRIPTION = 7         # a subscription identifier from a client
+    PROPERTIES_LENGTH = 8               # a malformed variable byte integer
 
     AS_IT_IS = 0                        # how a value is written
     AS_ESCAPED = 1
     AS_BASE64 = 2
+
+    DECIMAL_BYTES_MAX = 20              # digits of a 64-bit number
 
     PUBLISH_RETAIN = 0x01               # bits of the fixed header's first byte
     PUBLISH_QOS = 0x06
@@ -55,6 +60,9 @@ cdef struct HeaderSink:
     uint8_t* to                         # where the next header goes; NULL: only measure
     uint32_t count
     uint64_t size                       # bytes of all headers so far, without their count
+    uint16_t alias_max                  # topic aliases that may be used
+    uint16_t alias                      # the one that was, or 0
+    bint from_server                    # subscription identifiers may stand there, any number of them
 
 
 cdef inline uint8_t hex_digit(uint8_t value) noexcept nogil:
@@ -136,7 +144,11 @@ cdef inline bint is_reserved(const uint8_t* name, size_t size) noexcept nogil:
     if size == 4:
         return memcmp(name, b"will", 4) == 0
     if size == 6:
-        return memcmp(name, b"retain", 6) == 0
+        return memcmp(name, b"retain", 6) == 0 or memcmp(name, b"client", 6) == 0
+    if size == 8:
+        return memcmp(name, b"delivery", 8) == 0
+    if size == 9:
+        return memcmp(name, b"packet-id", 9) == 0
     if size == 12:
         return memcmp(name, b"content-type", 12) == 0
     if size == 14:
@@ -175,16 +187,24 @@ cdef inline void sink_header(
     sink.to = to
 
 
-cdef inline void sink_number(HeaderSink* sink, const char* name, uint32_t number) noexcept nogil:
-    cdef uint8_t[10] digits
-    cdef size_t at = 10
+cdef inline uint32_t put_decimal(uint8_t* to, uint64_t number) noexcept nogil:
+    """The digits of a number at to[: DECIMAL_BYTES_MAX]; how many there are."""
+    cdef uint8_t[DECIMAL_BYTES_MAX] digits
+    cdef uint32_t at = DECIMAL_BYTES_MAX
     while True:
         at -= 1
         digits[at] = <uint8_t>(c'0' + number % 10)
         number //= 10
         if number == 0:
             break
-    sink_header(sink, name, NULL, 0, &digits[at], 10 - at, AS_IT_IS)
+    memcpy(to, &digits[at], DECIMAL_BYTES_MAX - at)
+    return DECIMAL_BYTES_MAX - at
+
+
+cdef inline void sink_number(HeaderSink* sink, const char* name, uint64_t number) noexcept nogil:
+    cdef uint8_t[DECIMAL_BYTES_MAX] digits
+    cdef uint32_t size = put_decimal(digits, number)
+    sink_header(sink, name, NULL, 0, digits, size, AS_IT_IS)
 
 
 cdef inline void sink_flags(HeaderSink* sink, uint8_t first_byte) noexcept nogil:
@@ -254,6 +274,43 @@ cdef inline int sink_text(
     return PROPERTIES_OK
 
 
+cdef inline int sink_alias(HeaderSink* sink, const uint8_t** at, const uint8_t* end) noexcept nogil:
+    """No header, but which topic is meant."""
+    if end - at[0] < 2:
+        return PROPERTIES_TRUNCATED if sink.alias_max else PROPERTIES_ALIAS
+    sink.alias = be16(at[0])
+    if sink.alias == 0 or sink.alias > sink.alias_max:
+        return PROPERTIES_ALIAS             # [MQTT-3.3.2-8], [MQTT-3.3.2-9]
+    at[0] += 2
+    return PROPERTIES_OK
+
+
+cdef inline int variable_integer(const uint8_t* at, size_t left, bint shortest, uint32_t* value) noexcept nogil:
+    """A variable byte integer (MQTT 5 section 1.5.5): the bytes it has, 0 when it is not whole, -1 when malformed."""
+    cdef uint32_t result = 0
+    cdef int i
+    for i in range(4):
+        if <size_t>i == left:
+            return 0
+        result |= <uint32_t>(at[i] & 0x7F) << (7 * i)
+        if at[i] < 0x80:
+            if shortest and i and at[i] == 0:
+                return -1                   # [MQTT-1.5.5-1]
+            value[0] = result
+            return i + 1
+    return -1
+
+
+cdef inline int pass_subscription_id(const uint8_t** at, const uint8_t* end) noexcept nogil:
+    """Which of our subscriptions a publish matches is of no interest; only its form is looked at (section 3.3.2.3.8)."""
+    cdef uint32_t number
+    cdef int width = variable_integer(at[0], end - at[0], True, &number)
+    if width <= 0:
+        return PROPERTIES_LENGTH if width < 0 else PROPERTIES_TRUNCATED
+    at[0] += width
+    return PROPERTIES_OK if number else PROPERTIES_VALUE
+
+
 cdef inline int sink_property(
     HeaderSink* sink, uint8_t identifier, const uint8_t** at, const uint8_t* end,
 ) noexcept nogil:
@@ -283,9 +340,9 @@ cdef inline int sink_property(
         at[0] = value + 4
         return PROPERTIES_OK
     if identifier == PROPERTY_TOPIC_ALIAS:
-        return PROPERTIES_ALIAS
+        return sink_alias(sink, at, end)
     if identifier == PROPERTY_SUBSCRIPTION_ID:
-        return PROPERTIES_SUBSCRIPTION
+        return pass_subscription_id(at, end) if sink.from_server else PROPERTIES_SUBSCRIPTION
     return PROPERTIES_UNKNOWN
 
 
@@ -295,11 +352,13 @@ cdef inline int sink_properties(HeaderSink* sink, const uint8_t* properties, siz
     cdef const uint8_t* end = properties + size
     cdef uint64_t seen = 0
     cdef uint8_t identifier
+    cdef bint repeats
     cdef int wrong
     while at < end:
         identifier = at[0]              # a variable byte integer; all that exist have one byte
         at += 1
-        if identifier != PROPERTY_USER and identifier < 64:
+        repeats = identifier == PROPERTY_USER or (identifier == PROPERTY_SUBSCRIPTION_ID and sink.from_server)
+        if not repeats and identifier < 64:
             if seen >> identifier & 1:
                 return PROPERTIES_TWICE
             seen |= <uint64_t>1 << identifier

@@ -21,7 +21,7 @@ _LATER = {
 }
 _LATER_VALUES = {
     ("engine", "native"): "the native RTSP engine is not in this version; use 'pyav' or leave the key out",
-    ("engine", "aiomqtt"): "an MQTT listener or subscriber has no 'engine' in this version; leave the key out",
+    ("engine", "aiomqtt"): "only an MQTT subscriber has this engine; leave the key out",
     ("qos", 2): "QoS 2 is not in this version; use 1, which is acknowledged only when on disk",
 }
 _TYPES = {

@@ -269,6 +269,7 @@ class SubscriberConfig(ReconnectingConfig):
     """``[mqtt.subscribers.NAME]``: the gateway subscribes at a broker that is there already."""
 
     url: Annotated[str, AfterValidator(_check_broker_url)]
+    engine: Literal["native", "aiomqtt"] = "native"
     routes: list[SubscriberRoute] = Field(min_length=1)
     client_id: str | None = Field(
         None, min_length=1, max_length=65_535

@@ -23,12 +23,11 @@ from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
 from paho.mqtt.subscribeoptions import SubscribeOptions
 
+from gateway_adapters.mqtt.client_protocol import RETAIN_IF_NEW
+from gateway_adapters.mqtt.subscriptions import SESSION_EXPIRY_S
+
 # Packets read at one go, before others have their turn.
 READS_MAX = 100
-# How long the broker keeps the session, and queues for it, while the gateway is away.
-SESSION_EXPIRY_S = 7 * 86_400
-# MQTT 5: with this the broker sends retained messages only for subscriptions that are new (section 3.8.3.1).
-RETAIN_IF_NEW = 1
 
 
 class BrokerClient(aiomqtt.Client):

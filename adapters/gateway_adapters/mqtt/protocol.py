@@ -81,7 +81,8 @@ _RETURN_CODES = {
 PropertyValue: TypeAlias = "int | str | bytes | list[tuple[str, str]]"
 Properties: TypeAlias = "dict[str, PropertyValue]"
 
-# Section 2.2.2.2: identifier, name, type, packets that may carry it. W is the will inside of CONNECT.
+# Section 2.2.2.2: identifier, name, type, packets that may carry it: W the will inside of CONNECT (C), S SUBSCRIBE,
+# U UNSUBSCRIBE, D DISCONNECT, A AUTH; from servers (client_protocol.py) K CONNACK, B SUBACK and UNSUBACK, E DISCONNECT.
 _PROPERTIES: dict[int, tuple[str, str, str]] = {
     0x01: ("payload_format", "byte", "W"),
     0x02: ("message_expiry", "u32", "W"),
@@ -89,17 +90,26 @@ _PROPERTIES: dict[int, tuple[str, str, str]] = {
     0x08: ("response_topic", "text", "W"),
     0x09: ("correlation_data", "binary", "W"),
     0x0B: ("subscription_identifier", "varint", "S"),
-    0x11: ("session_expiry", "u32", "CD"),
-    0x15: ("authentication_method", "text", "CA"),
-    0x16: ("authentication_data", "binary", "CA"),
+    0x11: ("session_expiry", "u32", "CDK"),
+    0x12: ("assigned_client_id", "text", "K"),
+    0x13: ("server_keepalive", "u16", "K"),
+    0x15: ("authentication_method", "text", "CAK"),
+    0x16: ("authentication_data", "binary", "CAK"),
     0x17: ("request_problem_information", "byte", "C"),
     0x18: ("will_delay", "u32", "W"),
     0x19: ("request_response_information", "byte", "C"),
-    0x1F: ("reason_string", "text", "DA"),
-    0x21: ("receive_maximum", "u16", "C"),
-    0x22: ("topic_alias_maximum", "u16", "C"),
-    0x26: ("user_properties", "pair", "CWSUDA"),
-    0x27: ("maximum_packet_size", "u32", "C"),
+    0x1A: ("response_information", "text", "K"),
+    0x1C: ("server_reference", "text", "KE"),
+    0x1F: ("reason_string", "text", "DAKBE"),
+    0x21: ("receive_maximum", "u16", "CK"),
+    0x22: ("topic_alias_maximum", "u16", "CK"),
+    0x24: ("maximum_qos", "byte", "K"),
+    0x25: ("retain_available", "byte", "K"),
+    0x26: ("user_properties", "pair", "CWSUDAKBE"),
+    0x27: ("maximum_packet_size", "u32", "CK"),
+    0x28: ("wildcard_subscription_available", "byte", "K"),
+    0x29: ("subscription_identifiers_available", "byte", "K"),
+    0x2A: ("shared_subscription_available", "byte", "K"),
 }
 _IDENTIFIERS = {
     "session_expiry": (0x11, "u32"),
