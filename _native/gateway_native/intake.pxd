@@ -11,11 +11,14 @@ so that a look serves many of them. One receive buffer serves all connections: a
 has sent of a packet that is not whole.
 """
 
-from libc.stdint cimport uint8_t, uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 
 from gateway_native.intake_messages cimport Mailbox, Message
 from gateway_native.mqtt cimport MqttConnection, MqttGroup
 from gateway_native.mqtt_kept cimport MqttBudget, MqttKept
+from gateway_native.mqtt_rate cimport MqttRate
+from gateway_native.mqtt_routes cimport MqttRoutes
+from gateway_native.mqtt_session cimport MqttSession
 
 cdef enum:
     LISTENERS_MAX = 16
@@ -42,6 +45,8 @@ cdef enum:
     EVENT_RECORDED = 9              # first: bytes of a record of `record` that is in the ring
     EVENT_REFUSED = 10              # the listener has as many sockets as it may have; one more was closed
     EVENT_UNROUTED = 11             # first: publishes that no route took since the last one; data: the last one's topic
+    EVENT_STREAM = 12               # data: name of a stream whose partition it waits for. Parked until add_stream
+    EVENT_DETACHED = 13             # `end` was done: its session may be changed, and attached to another connection
 
     # Commands.
     COMMAND_ADD = 1
@@ -56,6 +61,18 @@ cdef enum:
     COMMAND_RECORD = 10
     COMMAND_ROUTES = 11
     COMMAND_LEAVE = 12              # accept no more
+    COMMAND_STREAM = 13             # first: the partition; data: the stream's name
+
+# What comes with COMMAND_OPEN: see Connection.open in mqtt.pyx.
+cdef struct Opening:
+    uint8_t version
+    bint client_header
+    uint32_t inflight_max
+    uint32_t aliases_max
+    uint64_t patience
+    MqttSession* session
+    const MqttRoutes* allow
+    MqttRate rate
 
 cdef struct Counters:               # published
     uint64_t records
@@ -66,8 +83,14 @@ cdef struct Counters:               # published
     uint64_t pending
     uint64_t stopped
     uint64_t kept
+    uint64_t overflowed
+    uint64_t forbidden
+    uint64_t duplicates
     uint64_t sockets
     uint64_t waiting                # connections, and records from Python, that wait for room in the ring
+    uint64_t limited                # connections that rest, for they were faster than they may be
+    uint64_t stalled                # connections that do not read what is written to them …
+    uint64_t unsent                 # … which is so many bytes
 
 cdef struct IntakeListener:
     bint used
@@ -88,6 +111,9 @@ cdef struct IntakeListener:
     Message* first_record           # from Python, before all of them
     Message* last_record
     uint32_t waiting
+    uint32_t limited
+    uint32_t stalled
+    uint64_t unsent
     uint64_t unrouted_said
     Counters counters
 
@@ -101,6 +127,7 @@ cdef struct Peer:
     uint32_t armed                  # what epoll watches it for; 0: it is not in the set
     bint parked                     # the event loop decides
     bint waits                      # for room in the ring
+    bint limited                    # rests until mqtt.resume_ns
     bint broken                     # the socket is lost
     bint ending                     # our last word is said; only the peer's end is awaited
     bint shut                       # … and sent
@@ -117,6 +144,7 @@ cdef struct Peer:
     size_t out_size
     size_t out_capacity
     Peer* next_waiting
+    Peer* next_limited
     uint32_t next_free
 
 cdef struct IntakeState:
@@ -132,6 +160,8 @@ cdef struct IntakeState:
     uint32_t peers_count            # places there are
     uint32_t peers_capacity
     uint32_t first_free             # PEERS_MAX: none
+    Peer* first_limited             # in no order
+    int64_t resume_ns               # when the first of them goes on, monotonic
     uint64_t tick                   # seconds, counted
     uint64_t ticked_ns
     uint64_t slept_ns               # when the last look began
@@ -142,7 +172,8 @@ cdef struct IntakeState:
 
 cdef class Intake:
     cdef IntakeState state
-    cdef object groups              # by listener: keeps what the thread works on alive
+    cdef list groups                # by listener: keeps what the thread works on alive; these too:
+    cdef list retired               # routes that were replaced, a few at each change of the configuration
     cdef int post(self, Message* message) except -1
     cdef int tell(self, int listener, uint32_t kind, void* pointer=*) except -1
     cdef int say(self, uint32_t kind, uint64_t handle, bytes data) except -1

@@ -1,7 +1,7 @@
 from collections.abc import Sequence
 from typing import Final, Self
 
-from gateway_native.mqtt import Group, Routes
+from gateway_native.mqtt import Group, Routes, Session
 
 CONNECTED: Final[int]
 PACKET: Final[int]
@@ -14,6 +14,8 @@ ACCEPT: Final[int]
 RECORDED: Final[int]
 REFUSED: Final[int]
 UNROUTED: Final[int]
+STREAM: Final[int]
+DETACHED: Final[int]
 
 def fault_text(number: int) -> tuple[int, str]: ...
 
@@ -35,7 +37,21 @@ class Intake:
     def record(
         self, listener: int, partition: int, key: bytes, value: bytes, headers: bytes, timestamp_ns: int
     ) -> None: ...
-    def open(self, handle: int, *, version: int, inflight_max: int, patience_s: int) -> None: ...
+    def open(
+        self,
+        listener: int,
+        handle: int,
+        *,
+        version: int,
+        inflight_max: int,
+        patience_s: int,
+        session: Session | None = None,
+        topic_alias_max: int = 0,
+        allow: Routes | None = None,
+        client_header: bool = False,
+        rate_messages: float = 0,
+    ) -> None: ...
+    def add_stream(self, listener: int, handle: int, name: bytes, partition: int) -> None: ...
     def send(self, handle: int, data: bytes) -> None: ...
     def resume(self, handle: int) -> None: ...
     def end(self, handle: int, last: bytes) -> None: ...

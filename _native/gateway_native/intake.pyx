@@ -20,9 +20,12 @@ from gateway_native.intake_messages cimport (
 )
 from gateway_native.intake_peers cimport *
 from gateway_native.intake_listeners cimport *
-from gateway_native.mqtt cimport ACKS_MAX, PUBACK_BYTES_MAX, Group, MqttGroup, Routes
+from gateway_native.mqtt cimport ACKS_MAX, ACK_BYTES_MAX, Group, MqttGroup, group_add_stream, group_set_routes
 from gateway_native.mqtt_kept cimport DIRECT_BYTES
-from gateway_native.mqtt_routes cimport MqttRoutes
+from gateway_native.mqtt_aliases cimport ALIASES_MAX
+from gateway_native.mqtt_rate cimport rate_set
+from gateway_native.mqtt_routes cimport MqttRoutes, Routes
+from gateway_native.mqtt_session cimport Session
 
 import os
 
@@ -59,6 +62,7 @@ cdef enum:
 CONNECTED, PACKET, FAULT, CLOSED = EVENT_CONNECTED, EVENT_PACKET, EVENT_FAULT, EVENT_CLOSED
 OVERDUE, STALLED, FAILED = EVENT_OVERDUE, EVENT_STALLED, EVENT_FAILED
 ACCEPT, RECORDED, REFUSED, UNROUTED = EVENT_ACCEPT, EVENT_RECORDED, EVENT_REFUSED, EVENT_UNROUTED
+STREAM, DETACHED = EVENT_STREAM, EVENT_DETACHED
 
 
 # -- commands ---------------------------------------------------------------------------------------------------------
@@ -85,6 +89,7 @@ cdef void remove_listener(IntakeState* it, IntakeListener* listener) noexcept no
     listener.last_record = NULL
     listener.waiting = 0
     watch(it.epoll, listener.group.ring.event_fd, EPOLLIN, 0, 0)
+    publish_counters(it)
     listener.used = False
 
 
@@ -118,12 +123,33 @@ cdef void end_peer(IntakeState* it, Peer* p, Message* message) noexcept nogil:
     p.failed = True                     # what is left of its acknowledgements is known to be lost
     peer_release(it, p)
     peer_unwait(p)
+    peer_unlimit(it, p)
     peer_forget(p)
+    peer_tell(it, p, EVENT_DETACHED)
     peer_write(it, p, message_data(message), message.sizes[0])
     p.parked = False
     p.ending = True
     p.ended_at = it.tick
     peer_settle(it, p)
+
+
+cdef void open_peer(IntakeState* it, Peer* p, const Opening* opening) noexcept nogil:
+    """CONNECT was accepted. Commands come in order, so another connection's `end` has freed the session already."""
+    if opening.session != NULL:
+        if opening.session.attached:
+            p.broken = True             # its owner did not end the other connection first
+            peer_settle(it, p)
+            return
+        opening.session.attached = True
+    p.mqtt.session = opening.session
+    p.mqtt.allow = opening.allow
+    p.mqtt.version = opening.version
+    p.mqtt.inflight_max = opening.inflight_max
+    p.mqtt.aliases.max = opening.aliases_max
+    p.mqtt.client_header = opening.client_header
+    p.mqtt.rate = opening.rate
+    p.patience = opening.patience
+    p.seen = it.tick
 
 
 cdef void command_peer(IntakeState* it, Message* message) noexcept nogil:
@@ -134,6 +160,7 @@ cdef void command_peer(IntakeState* it, Message* message) noexcept nogil:
         end_peer(it, p, message)
     elif message.kind == COMMAND_ABORT:
         peer_unwait(p)
+        peer_unlimit(it, p)
         p.broken = True
         peer_settle(it, p)
     elif p.ending:
@@ -142,9 +169,7 @@ cdef void command_peer(IntakeState* it, Message* message) noexcept nogil:
         peer_write(it, p, message_data(message), message.sizes[0])
         peer_settle(it, p)
     elif message.kind == COMMAND_OPEN:
-        p.mqtt.version = <uint8_t>message.first
-        p.mqtt.inflight_max = <uint32_t>message.second
-        p.patience = <uint64_t><size_t>message.pointer
+        open_peer(it, p, <const Opening*>message_data(message))
     elif message.kind == COMMAND_RESUME and p.parked and not p.failed:
         p.parked = False
         peer_retry(it, p)
@@ -170,7 +195,9 @@ cdef bint command(IntakeState* it, Message* message) noexcept nogil:
         take_record(it, listener, message)
         return False
     elif message.kind == COMMAND_ROUTES:
-        listener.group.routes = <MqttRoutes*>message.pointer
+        group_set_routes(listener.group, <MqttRoutes*>message.pointer)
+    elif message.kind == COMMAND_STREAM:
+        group_add_stream(listener.group, message_data(message), <uint32_t>message.sizes[0], <uint32_t>message.first)
     return True
 
 
@@ -208,6 +235,12 @@ cdef void publish_counters(IntakeState* it) noexcept nogil:
         gw_store_relaxed(&listener.counters.pending, group.pending)
         gw_store_relaxed(&listener.counters.stopped, group.stopped)
         gw_store_relaxed(&listener.counters.kept, listener.budget.kept)
+        gw_store_relaxed(&listener.counters.overflowed, group.overflowed)
+        gw_store_relaxed(&listener.counters.forbidden, group.forbidden)
+        gw_store_relaxed(&listener.counters.duplicates, group.duplicates)
+        gw_store_relaxed(&listener.counters.limited, listener.limited)
+        gw_store_relaxed(&listener.counters.stalled, listener.stalled)
+        gw_store_relaxed(&listener.counters.unsent, listener.unsent)
         gw_store_relaxed(&listener.counters.sockets, listener.sockets)
         gw_store_relaxed(&listener.counters.waiting, listener.waiting)
 
@@ -257,12 +290,18 @@ cdef void handle(IntakeState* it, const epoll_event* event) noexcept nogil:
             peer_event(it, p, event.events)
 
 
+cdef int patience_ms(IntakeState* it, uint64_t now) noexcept nogil:
+    """How long nothing but an event can be of interest."""
+    cdef uint64_t until = it.ticked_ns + NS_PER_S
+    if it.first_limited != NULL:
+        until = min(until, <uint64_t>it.resume_ns)
+    return 0 if until <= now else <int>((until - now + NS_PER_MS - 1) // NS_PER_MS)
+
+
 cdef void turn(IntakeState* it, epoll_event* events) noexcept nogil:
     """Look once: at most a second, handle what is there, see to the time."""
-    cdef int count, i
-    cdef uint64_t now = gw_monotonic_ns()
-    cdef uint64_t passed_ms = min((now - it.ticked_ns) // NS_PER_MS, <uint64_t>1000)
-    count = epoll_wait(it.epoll, events, EVENTS_MAX, <int>(1000 - passed_ms))
+    cdef int i
+    cdef int count = epoll_wait(it.epoll, events, EVENTS_MAX, patience_ms(it, gw_monotonic_ns()))
     it.slept_ns = gw_monotonic_ns()
     it.small_reads = 0
     take_commands(it)
@@ -273,6 +312,7 @@ cdef void turn(IntakeState* it, epoll_event* events) noexcept nogil:
             it.listeners[i].ring_rang = False
             if it.listeners[i].used:
                 ring_rang(it, &it.listeners[i])
+    resume_limited(it, <int64_t>it.slept_ns)
     if it.slept_ns - it.ticked_ns >= NS_PER_S:
         it.ticked_ns = it.slept_ns
         second_passed(it)
@@ -311,10 +351,11 @@ cdef class Intake:
         pthread_mutex_init(&self.state.commands.lock, NULL)
         pthread_mutex_init(&self.state.events.lock, NULL)
         self.groups = [None] * LISTENERS_MAX
+        self.retired = []
         for i in range(LISTENERS_MAX):
             self.state.listeners[i].index = i
         self.state.shared = <uint8_t*>malloc(RECEIVE_BYTES + DIRECT_BYTES)
-        self.state.out = <uint8_t*>malloc(ACKS_MAX * PUBACK_BYTES_MAX)
+        self.state.out = <uint8_t*>malloc(ACKS_MAX * ACK_BYTES_MAX)
         if self.state.shared == NULL or self.state.out == NULL:
             raise MemoryError("no memory for the intake thread's buffers")
         self.state.epoll = epoll_create1(EPOLL_CLOEXEC)
@@ -437,8 +478,13 @@ cdef class Intake:
         self.groups[listener] = None
 
     def set_routes(self, int listener, Routes routes not None) -> None:
-        """Soon. The former ones must stay alive until `settled`."""
+        """From some packet soon on."""
+        cdef Group group = self.groups[listener]
+        for partition in routes.partitions:
+            group.check_partition(partition)
         self.tell(listener, COMMAND_ROUTES, &routes.table)
+        self.retired.append(group.routes)
+        group.routes = routes
 
     def record(self, int listener, uint32_t partition, bytes key not None, bytes value not None, bytes headers not None,
                int64_t timestamp_ns) -> None:
@@ -468,17 +514,46 @@ cdef class Intake:
 
     # -- verdicts
 
-    def open(self, uint64_t handle, *, int version, uint32_t inflight_max, size_t patience_s) -> None:
-        """CONNECT was accepted: see `mqtt.Connection.open`. patience_s: silence until OVERDUE; 0: for ever."""
+    def open(self, int listener, uint64_t handle, *, int version, uint32_t inflight_max, uint64_t patience_s,
+             Session session=None, int topic_alias_max=0, Routes allow=None, bint client_header=False,
+             double rate_messages=0) -> None:
+        """CONNECT was accepted: see `mqtt.Connection.open`. patience_s: silence until OVERDUE; 0: for ever.
+
+        session and allow must stay alive until CLOSED; the session's former connection must have been ended before.
+        """
+        cdef Opening opening
         cdef Message* message
+        cdef Group group = self.groups[listener]
         if version not in (4, 5):
             raise ValueError(f"MQTT protocol level {version}; 4 and 5 are known")
         if not 1 <= inflight_max <= ACKS_MAX:
             raise ValueError(f"inflight_max is 1 to {ACKS_MAX}, not {inflight_max}")
-        message = message_new(COMMAND_OPEN, handle, 0)
+        if not 0 <= topic_alias_max <= ALIASES_MAX:
+            raise ValueError(f"topic_alias_max is 0 to {ALIASES_MAX}, not {topic_alias_max}")
+        if client_header and session is None:
+            raise ValueError("the client header needs a session, which knows the client")
+        if session is not None:
+            session.adopt(group, &group.state.sessions)
+        opening.version, opening.inflight_max, opening.aliases_max = version, inflight_max, topic_alias_max
+        opening.client_header, opening.patience = client_header, patience_s
+        opening.session = NULL if session is None else &session.state
+        opening.allow = NULL if allow is None else &allow.table
+        rate_set(&opening.rate, rate_messages)
+        message = message_new(COMMAND_OPEN, handle, sizeof(Opening))
         if message != NULL:
-            message.first, message.second, message.pointer = version, inflight_max, <void*>patience_s
+            memcpy(message_data(message), &opening, sizeof(Opening))
         self.post(message)
+
+    def add_stream(self, int listener, uint64_t handle, bytes name not None, uint32_t partition) -> None:
+        """The stream that a connection waits for has this partition; it goes on."""
+        cdef Message* message
+        (<Group>self.groups[listener]).check_partition(partition)
+        message = message_new(COMMAND_STREAM, 0, len(name))
+        if message != NULL:
+            message.listener, message.first = listener, partition
+            memcpy(message_data(message), <const char*>name, len(name))
+        self.post(message)
+        self.resume(handle)
 
     cdef int say(self, uint32_t kind, uint64_t handle, bytes data) except -1:
         cdef Message* message = message_new(kind, handle, len(data))
@@ -541,6 +616,12 @@ cdef class Intake:
             "unacknowledged": gw_load_relaxed(&counters.pending),
             "stopped_for_room": gw_load_relaxed(&counters.stopped),
             "kept_bytes": gw_load_relaxed(&counters.kept),
+            "overflowed": gw_load_relaxed(&counters.overflowed),
+            "forbidden": gw_load_relaxed(&counters.forbidden),
+            "duplicates": gw_load_relaxed(&counters.duplicates),
+            "resting": gw_load_relaxed(&counters.limited),
+            "not_reading": gw_load_relaxed(&counters.stalled),
+            "unsent_bytes": gw_load_relaxed(&counters.unsent),
             "sockets": gw_load_relaxed(&counters.sockets),
             "waiting_for_room": gw_load_relaxed(&counters.waiting),
         }

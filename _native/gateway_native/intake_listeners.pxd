@@ -14,8 +14,8 @@ from gateway_native.intake_messages cimport Message, mailbox_post, message_data,
 from gateway_native.intake_peers cimport (
     EPOLLIN, c_close, peer_handle, peer_release, peer_retry, peer_settle, next_waiting, watch)
 from gateway_native.mqtt cimport MqttConnection, MqttGroup
-from gateway_native.mqtt_acks cimport acks_mark_refused
-from gateway_native.ring cimport RingState, ring_confirm_refusals, ring_publish, ring_put, ring_refusals_pending
+from gateway_native.mqtt_acks cimport acks_settle_refusals
+from gateway_native.ring cimport RingState, ring_publish, ring_put
 
 cdef extern from "atomics.h" nogil:
     uint64_t gw_load_seq(const uint64_t*)
@@ -191,23 +191,12 @@ cdef inline void accept_some(IntakeState* it, IntakeListener* listener, int sock
 
 # -- the ring's side ------------------------------------------------------------------------------------------------
 
-cdef inline void settle_refusals(IntakeListener* listener) noexcept nogil:
-    """Before the writer takes records again of a stream whose disk was full, every refused publish gets its answer."""
-    cdef MqttConnection* connection = listener.group.waiting
-    if not ring_refusals_pending(listener.group.ring):
-        return
-    while connection != NULL:
-        acks_mark_refused(listener.group, connection)
-        connection = connection.next
-    ring_confirm_refusals(listener.group.ring)
-
-
 cdef inline void release_all(IntakeState* it, IntakeListener* listener) noexcept nogil:
     """Send the acknowledgements that may leave."""
     cdef MqttConnection* connection = listener.group.waiting
     cdef MqttConnection* following
     cdef Peer* p
-    settle_refusals(listener)
+    acks_settle_refusals(listener.group)
     while connection != NULL:
         following = connection.next
         p = <Peer*>connection.owner
@@ -280,10 +269,10 @@ cdef inline void say_unrouted(IntakeState* it, IntakeListener* listener) noexcep
     cdef Message* message
     if group.unrouted == listener.unrouted_said:
         return
-    message = message_new(EVENT_UNROUTED, 0, group.unrouted_topic_bytes)
+    message = message_new(EVENT_UNROUTED, 0, group.unrouted_topic.size)
     if message == NULL:
         return                          # the next second says it
-    memcpy(message_data(message), group.unrouted_topic, group.unrouted_topic_bytes)
+    memcpy(message_data(message), group.unrouted_topic.text, group.unrouted_topic.size)
     message.listener = listener.index
     message.first = group.unrouted - listener.unrouted_said
     listener.unrouted_said = group.unrouted

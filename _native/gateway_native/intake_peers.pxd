@@ -4,15 +4,16 @@ Inline functions only; all run on the thread. None of them frees a Peer: its pla
 """
 
 from libc.errno cimport EAGAIN, EINTR, errno
-from libc.stdint cimport uint8_t, uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport free, realloc
 from libc.string cimport memcpy, memmove
 
 from gateway_native.intake cimport *
 from gateway_native.intake_messages cimport Message, mailbox_post, message_data, message_need, message_new
 from gateway_native.mqtt cimport (
-    CROWDED_BYTES, FAULT_MEMORY, STOP_END, STOP_FAULT, STOP_PACKET, STOP_ROOM, MqttConnection, MqttGroup, mqtt_parse)
-from gateway_native.mqtt_acks cimport acks_forget, acks_release
+    CROWDED_BYTES, FAULT_MEMORY, STOP_END, STOP_FAULT, STOP_PACKET, STOP_RATE, STOP_ROOM, STOP_STREAM, MqttConnection,
+    MqttGroup, MqttText, connection_close, mqtt_parse)
+from gateway_native.mqtt_acks cimport ACKS_REFUSED, acks_release
 from gateway_native.mqtt_kept cimport kept_drop, kept_put
 
 cdef enum:
@@ -66,7 +67,7 @@ cdef inline bint watch(int epoll, int fd, uint32_t before, uint32_t wanted, uint
 cdef inline void peer_arm(IntakeState* it, Peer* p) noexcept nogil:
     """Read exactly when something can be done with it; after the end only to see the peer's."""
     cdef uint32_t wanted = EPOLLOUT if p.out_size else 0
-    if p.ending or not (p.parked or p.waits or p.out_size or p.listener.paused):
+    if p.ending or not (p.parked or p.waits or p.limited or p.out_size or p.listener.paused):
         wanted |= EPOLLIN
     if watch(it.epoll, p.fd, p.armed, wanted, peer_handle(p)):
         p.armed = wanted
@@ -76,13 +77,7 @@ cdef inline void peer_arm(IntakeState* it, Peer* p) noexcept nogil:
 
 cdef inline void peer_forget(Peer* p) noexcept nogil:
     """Nothing more is recorded or acknowledged."""
-    cdef uint32_t lost = p.mqtt.acks_count
-    if lost:
-        acks_forget(p.listener.group, &p.mqtt, lost)
-    p.lost += lost
-    free(p.mqtt.acks)
-    p.mqtt.acks = NULL
-    p.mqtt.acks_capacity = 0
+    p.lost += connection_close(p.listener.group, &p.mqtt)
     kept_drop(&p.kept, p.listener.budget)
     p.kept.direct = False
 
@@ -92,11 +87,13 @@ cdef inline void peer_close(IntakeState* it, Peer* p) noexcept nogil:
     cdef Message* message = message_need(EVENT_CLOSED, peer_handle(p))
     peer_forget(p)
     peer_unwait(p)
+    peer_unlimit(it, p)
     message.listener = p.listener.index
     message.first = p.lost
+    out_empty(p)
     free(p.out)
     p.out = NULL
-    p.out_start = p.out_size = p.out_capacity = 0
+    p.out_start = p.out_capacity = 0
     c_close(p.fd)                   # epoll forgets it by itself
     p.fd = -1
     p.listener.sockets -= 1
@@ -113,7 +110,7 @@ cdef inline void peer_settle(IntakeState* it, Peer* p) noexcept nogil:
         shutdown(p.fd, SHUT_WR)
     if not p.broken:
         peer_arm(it, p)
-    if p.broken and not p.waits:
+    if p.broken and not p.waits and not p.limited:
         peer_close(it, p)
     elif p.broken and p.armed:
         watch(it.epoll, p.fd, p.armed, 0, 0)
@@ -164,6 +161,46 @@ cdef inline void peer_unwait(Peer* p) noexcept nogil:
     listener.waiting -= 1
 
 
+# -- resting, for it was faster than it may be ---------------------------------------------------------------------------
+
+cdef inline void peer_limit(IntakeState* it, Peer* p) noexcept nogil:
+    p.limited = True
+    p.next_limited = it.first_limited
+    if it.first_limited == NULL or p.mqtt.resume_ns < it.resume_ns:
+        it.resume_ns = p.mqtt.resume_ns
+    it.first_limited = p
+    p.listener.limited += 1
+
+
+cdef inline void peer_unlimit(IntakeState* it, Peer* p) noexcept nogil:
+    cdef Peer** at = &it.first_limited
+    if not p.limited:
+        return
+    while at[0] != p:
+        at = &at[0].next_limited
+    at[0] = p.next_limited
+    p.limited = False
+    p.listener.limited -= 1
+
+
+cdef inline void resume_limited(IntakeState* it, int64_t now_ns) noexcept nogil:
+    """Those whose rest is over go on; parsing may send them to rest again."""
+    cdef Peer* p = it.first_limited
+    cdef Peer* following
+    if p == NULL or now_ns < it.resume_ns:
+        return
+    it.first_limited = NULL
+    while p != NULL:
+        following = p.next_limited
+        p.limited = False
+        p.listener.limited -= 1
+        if p.mqtt.resume_ns <= now_ns:
+            peer_retry(it, p)
+        else:
+            peer_limit(it, p)
+        p = following
+
+
 # -- writing ----------------------------------------------------------------------------------------------------------
 
 cdef inline bint out_append(IntakeState* it, Peer* p, const uint8_t* data, size_t size) noexcept nogil:
@@ -184,10 +221,21 @@ cdef inline bint out_append(IntakeState* it, Peer* p, const uint8_t* data, size_
         p.out = larger
         p.out_capacity = capacity
     memcpy(p.out + p.out_size, data, size)
-    p.out_size += size
-    if p.stalled_since == 0:
+    if p.out_size == 0:
         p.stalled_since = it.tick
+        p.listener.stalled += 1
+    p.out_size += size
+    p.listener.unsent += size
     return True
+
+
+cdef inline void out_empty(Peer* p) noexcept nogil:
+    """Whatever waits is sent, or never will be."""
+    if p.out_size:
+        p.listener.stalled -= 1
+        p.listener.unsent -= p.out_size
+    p.out_size = 0
+    p.stalled_since = 0
 
 
 cdef inline void peer_write(IntakeState* it, Peer* p, const uint8_t* data, size_t size) noexcept nogil:
@@ -212,13 +260,15 @@ cdef inline void peer_flush(IntakeState* it, Peer* p) noexcept nogil:
     if sent < 0:
         if errno != EAGAIN and errno != EINTR:
             p.broken = True
-            p.out_size = 0
+            out_empty(p)
         return
-    p.out_start += sent
-    p.out_size -= sent
-    p.stalled_since = it.tick
-    if p.out_size == 0:
-        p.stalled_since = 0
+    if <size_t>sent < p.out_size:
+        p.out_start += sent
+        p.out_size -= sent
+        p.listener.unsent -= sent
+        p.stalled_since = it.tick
+    else:
+        out_empty(p)
         free(p.out)
         p.out = NULL
         p.out_start = p.out_capacity = 0
@@ -235,7 +285,7 @@ cdef inline void peer_release(IntakeState* it, Peer* p) noexcept nogil:
         p.failed = p.parked = True
         message = message_need(EVENT_FAILED, peer_handle(p))
         message.listener = p.listener.index
-        message.first = trouble == 2
+        message.first = trouble == ACKS_REFUSED
         mailbox_post(&it.events, message)
 
 
@@ -260,11 +310,11 @@ cdef inline void peer_answer(IntakeState* it, Peer* p) noexcept nogil:
 cdef inline void peer_fault(IntakeState* it, Peer* p, uint8_t fault) noexcept nogil:
     """Its connection has to end; the event loop says how."""
     cdef MqttGroup* group = p.listener.group
-    cdef Message* message = message_new(EVENT_FAULT, peer_handle(p), group.unrouted_topic_bytes)
+    cdef Message* message = message_new(EVENT_FAULT, peer_handle(p), group.unrouted_topic.size)
     if message == NULL:
         message = message_need(EVENT_FAULT, peer_handle(p))
     else:
-        memcpy(message_data(message), group.unrouted_topic, group.unrouted_topic_bytes)
+        memcpy(message_data(message), group.unrouted_topic.text, group.unrouted_topic.size)
     message.listener = p.listener.index
     message.first = fault
     p.parked = True
@@ -281,6 +331,19 @@ cdef inline bint peer_park(IntakeState* it, Peer* p, const uint8_t* packet) noex
     message.listener = p.listener.index
     message.first = packet[0]
     memcpy(message_data(message), packet + p.mqtt.header_bytes, p.mqtt.body_bytes)
+    p.parked = True
+    mailbox_post(&it.events, message)
+    return True
+
+
+cdef inline bint peer_ask(IntakeState* it, Peer* p) noexcept nogil:
+    """The packet waits for the partition of a stream that a template named. False: no memory."""
+    cdef MqttText* wanted = &p.listener.group.wanted
+    cdef Message* message = message_new(EVENT_STREAM, peer_handle(p), wanted.size)
+    if message == NULL:
+        return False
+    message.listener = p.listener.index
+    memcpy(message_data(message), wanted.text, wanted.size)
     p.parked = True
     mailbox_post(&it.events, message)
     return True
@@ -303,6 +366,11 @@ cdef inline void peer_parse(IntakeState* it, Peer* p, const uint8_t* data, size_
         group.crowded = True
         group.stopped += 1
         peer_wait(p)
+    elif stop == STOP_STREAM:
+        if not peer_ask(it, p):
+            fault = FAULT_MEMORY
+    elif stop == STOP_RATE:
+        peer_limit(it, p)
     elif stop == STOP_END:
         need = p.mqtt.need
         if position:
@@ -311,6 +379,7 @@ cdef inline void peer_parse(IntakeState* it, Peer* p, const uint8_t* data, size_
         fault = FAULT_MEMORY
     if fault:
         peer_unwait(p)
+        peer_unlimit(it, p)
         peer_fault(it, p, fault)
     elif p.kept.size == 0 or stop != STOP_END:
         p.partial_since = 0
@@ -340,7 +409,7 @@ cdef inline void peer_receive(IntakeState* it, Peer* p) noexcept nogil:
     cdef ssize_t count
     if not p.kept.direct and p.kept.size:
         memcpy(it.shared, p.kept.block + p.kept.start, p.kept.size)
-    if p.listener.group.crowded:
+    if p.listener.group.crowded or p.mqtt.rate.interval_ns or p.listener.group.rate.interval_ns:
         room = min(room, <size_t>CROWDED_BYTES)     # what may then have to be kept
     count = recv(p.fd, begin + p.kept.size, room, MSG_DONTWAIT)
     if count <= 0:
@@ -373,7 +442,7 @@ cdef inline void peer_look_after(IntakeState* it, Peer* p) noexcept nogil:
         if not p.overdue:
             p.overdue = True
             peer_tell(it, p, EVENT_STALLED)
-    elif p.parked or p.waits or p.overdue or p.listener.paused:
+    elif p.parked or p.waits or p.limited or p.overdue or p.listener.paused:
         return
     elif (p.patience and it.tick - p.seen > p.patience) or (
             patience and p.partial_since and it.tick - p.partial_since > patience):

@@ -25,9 +25,9 @@ from gateway.config import SubscriberConfig
 from gateway.ingest.source import SourceContext
 from gateway_adapters.backoff import Backoff
 from gateway_adapters.mqtt.broker import BrokerClient
-from gateway_adapters.mqtt.shown import shown
 from gateway_adapters.mqtt.headers import message_headers
 from gateway_adapters.mqtt.routes import compile_routes
+from gateway_adapters.mqtt.shown import shown
 from gateway_adapters.mqtt.subscriptions import client_id_of, tls_context, wanted_filters
 
 # QoS 1 messages that an MQTT 5 broker may send before the first is acknowledged.

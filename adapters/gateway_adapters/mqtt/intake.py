@@ -30,6 +30,8 @@ BACKLOG = 4_096
 EVENTS_AT_ONCE = 256
 # Two looks at whether the thread has done what it was told.
 SETTLE_STEP_S = 0.002
+# The thread takes a command within one turn; nothing that it does can block.
+CLOSE_TIMEOUT_S = 30.0
 
 
 class IntakeLink:
@@ -54,7 +56,7 @@ class IntakeLink:
             self._port.native.send(self._handle, data)
 
     def accept(self, *, version: int, inflight_max: int, patience_s: int) -> None:
-        self._port.native.open(self._handle, version=version, inflight_max=inflight_max, patience_s=patience_s)
+        self._port.open(self._handle, version=version, inflight_max=inflight_max, patience_s=patience_s)
 
     def resume(self) -> None:
         if self._parked:
@@ -83,6 +85,8 @@ class IntakeLink:
             reason, cause = native.fault_text(number)
             self._port.listener.unrouted_topic = data
             self.device.fault(RemoteFault(reason, cause))
+        elif kind == native.STREAM:
+            self._port.add_stream(self._handle, data)
         elif kind == native.FAILED:
             self.device.failed(refused=bool(number))
         elif kind == native.OVERDUE:
@@ -133,6 +137,16 @@ class IntakePort:
         """As `mqtt.Group.counters`, and sockets and those waiting; as of the thread's last turn."""
         return self.native.counters(self._number)
 
+    def open(self, handle: int, *, version: int, inflight_max: int, patience_s: int) -> None:
+        """A connection's CONNECT is accepted."""
+        self.native.open(self._number, handle, version=version, inflight_max=inflight_max, patience_s=patience_s)
+
+    def add_stream(self, handle: int, name: bytes) -> None:
+        """A connection waits for a stream that a route's template named."""
+        resolve = self.listener.native.resolve
+        assert resolve is not None, "routes with templates need Group.resolve"
+        self.native.add_stream(self._number, handle, name, resolve(name))
+
     def record(self, partition: int, key: bytes, value: bytes, headers: bytes) -> None:
         """A record of the listener's own, before those of connections that wait; `listener.recorded` follows."""
         self.native.record(self._number, partition, key, value, headers, time.time_ns())
@@ -155,8 +169,8 @@ class IntakePort:
         """Every socket goes."""
         self.native.leave(self._number)
         self.native.remove_listener(self._number)
-        while not self.native.settled:
-            await asyncio.sleep(SETTLE_STEP_S)
+        if not await self.settle(CLOSE_TIMEOUT_S):
+            raise RuntimeError("the intake thread does not take its commands")
         self._thread.take_all()
         self.native.forget_listener(self._number)
         for each in self._sockets:

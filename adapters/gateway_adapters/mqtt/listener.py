@@ -31,6 +31,7 @@ from gateway_adapters.mqtt.shown import shown
 
 # Which threads can carry a listener's sockets: the intake thread, or the event loop.
 CARRIERS = ("intake", "loop")
+CARRIER = "intake"
 # Packets that have only partly arrived, all connections together.
 KEPT_BYTES_MAX = 64 * 2**20
 # Sockets beyond connections_max that may at least hear why they are refused.
@@ -48,9 +49,7 @@ class MqttListener:
 
     kind = "mqtt.listener"
 
-    def __init__(self, name: str, config: ListenerConfig, context: SourceContext, *, carrier: str = "intake") -> None:
-        """carrier: one of CARRIERS, for its sockets."""
-        assert carrier in CARRIERS
+    def __init__(self, name: str, config: ListenerConfig, context: SourceContext) -> None:
         self.name = name
         self.config = config
         self.paused = False
@@ -69,7 +68,7 @@ class MqttListener:
             record_bytes_max=record_bytes_max,
             kept_bytes_max=max(KEPT_BYTES_MAX, 2 * self.packet_bytes_max),
         )
-        self._carrier = carrier
+        self._carrier = CARRIER
         self._server: asyncio.Server | None = None
         self._port: IntakePort | None = None
         self._ticking: asyncio.Task[None] | None = None

@@ -25,9 +25,9 @@ from gateway_adapters.backoff import Backoff
 from gateway_adapters.mqtt import client_protocol
 from gateway_adapters.mqtt.broker_link import BrokerLink, LinkEnded
 from gateway_adapters.mqtt.client_protocol import FAILURE, Connack, PublishHead, publishes_qos_0, reason_text
-from gateway_adapters.mqtt.shown import shown
 from gateway_adapters.mqtt.protocol import MQTT_3_1_1, MQTT_5, Reason
 from gateway_adapters.mqtt.routes import compile_routes
+from gateway_adapters.mqtt.shown import shown
 from gateway_adapters.mqtt.subscriptions import (
     DIRECTORY,
     SESSION_EXPIRY_S,
