@@ -9,6 +9,7 @@ import resource
 import socket
 import subprocess
 import sys
+import time
 
 import pytest
 from gateway_native import intake, mqtt
@@ -218,7 +219,7 @@ def test_full_ring_first_come_first_served(tmp_path):
         for client in clients:
             client.sendall(b"".join(publish("a", b"x" * 1_000, qos=1, packet_id=index) for index in range(1, 61)))
         wait_until(lambda: it.counter("waiting_for_room") >= 7, "all but one that may have had room wait")
-        it.intake.record(it.listener, 0, b"will", b"mine", b"", 1)
+        it.intake.record(it.listener, 0, b"will", b"mine", b"", time.time_ns())
         wait_until(lambda: it.intake.settled, "the record waits")
         recording.start()
         for client in clients:
