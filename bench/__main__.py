@@ -12,6 +12,8 @@ from bench.common import QUICK_VARIABLE, Skipped, machine
 
 MODULES = {
     "mqtt_listener": "messages/s into the log, beside an aiomqtt receive loop behind Mosquitto",
+    "mqtt_acks": "acknowledged messages/s of 16 connections by window, beside Mosquitto and NATS JetStream",
+    "mqtt_connections": "10,000 connections of 3 messages/s: CPU, p99, memory, beside a bare echo server and Mosquitto",
     "storage_append": "ring to durable by record size, mapped and pwrite",
     "log_throughput": "ring to durable beside fio, 1 KiB and 16 KiB records",
     "log_small_records": "writer CPU per 64 B record and records/s, over 1 to 1,000 partitions",

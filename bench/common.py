@@ -108,6 +108,13 @@ def mosquitto() -> str:
 @contextlib.contextmanager
 def mosquitto_broker(directory: Path, *options: str) -> Iterator[int]:
     """A broker on 127.0.0.1; gives its port."""
+    with mosquitto_process(directory, *options) as (port, _):
+        yield port
+
+
+@contextlib.contextmanager
+def mosquitto_process(directory: Path, *options: str) -> Iterator[tuple[int, int]]:
+    """A broker on 127.0.0.1; gives its port and process id."""
     port = free_port()
     config = directory / "mosquitto.conf"
     config.write_text("\n".join([f"listener {port} 127.0.0.1", "allow_anonymous true", *options, ""]), encoding="utf-8")
@@ -116,7 +123,7 @@ def mosquitto_broker(directory: Path, *options: str) -> Iterator[int]:
     )
     try:
         wait_for_port(port, process)
-        yield port
+        yield port, process.pid
     finally:
         process.terminate()
         process.wait(10)
