@@ -64,11 +64,11 @@ class Figures:
 
 
 def run(rounds: int) -> Result:
-    open_files_max(2 * CONNECTIONS + 1_000)
+    open_files_max(CONNECTIONS + 2_000)
     ours, echo, broker = Figures("gateway"), Figures("bare epoll echo"), Figures(mosquitto_version())
     with scratch() as directory:
         for number in range(rounds):
-            settings = f"connections_max = {2 * CONNECTIONS}"
+            settings = f"connections_max = {CONNECTIONS + 10}"
             with GatewayProcess(directory / f"gateway-{number}", extra_toml=settings) as process:
                 process.start()
                 assert process.process is not None
@@ -76,7 +76,7 @@ def run(rounds: int) -> Result:
                 process.end()
             with echo_server() as (port, pid):
                 echo.measure(port, pid, echo_publishers)
-            with mosquitto_process(directory, f"max_connections {2 * CONNECTIONS}") as (port, pid):
+            with mosquitto_process(directory, f"max_connections {CONNECTIONS + 10}") as (port, pid):
                 broker.measure(port, pid, mqtt_publishers)
     columns = ("server", "acknowledged/s", "CPU", "generator's CPU", "p50", "p99", "memory a connection")
     result = Result(columns, [each.row() for each in (ours, echo, broker)])
