@@ -29,7 +29,7 @@ from gateway_native.mqtt_session cimport Session
 
 import os
 
-from gateway_native.mqtt import FAULTS
+from gateway_native import mqtt
 
 cdef extern from "atomics.h" nogil:
     uint64_t gw_load_acquire(const uint64_t*)
@@ -516,7 +516,7 @@ cdef class Intake:
 
     def open(self, int listener, uint64_t handle, *, int version, uint32_t inflight_max, uint64_t patience_s,
              Session session=None, int topic_alias_max=0, Routes allow=None, bint client_header=False,
-             double rate_messages=0) -> None:
+             double rate_messages=0.0) -> None:
         """CONNECT was accepted: see `mqtt.Connection.open`. patience_s: silence until OVERDUE; 0: for ever.
 
         session and allow must stay alive until CLOSED; the session's former connection must have been ended before.
@@ -634,4 +634,4 @@ cdef class Intake:
 
 def fault_text(int number) -> tuple:
     """(MQTT 5 reason code, what a log line says) of a FAULT event's number."""
-    return FAULTS[number]
+    return mqtt.FAULTS[number]
