@@ -9,7 +9,7 @@ three rounds), log_many_streams 10, log_startup 8; mqtt_costs takes 20. `--quick
 whether it works, no figures.
 
     load.pyx    the native producer; native.py builds it when it is first wanted
-    publishers.pyx  the native MQTT publishers, built likewise
+    publishers.pyx  native publishers with windows and latencies; flood.pyx: without acknowledgements; built likewise
     recorder    a writer with its threads, and their CPU
     disk        fio, the device's counters, the page cache
 """

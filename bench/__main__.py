@@ -14,6 +14,8 @@ MODULES = {
     "mqtt_listener": "messages/s into the log, beside an aiomqtt receive loop behind Mosquitto",
     "mqtt_subscriber": "share of what readers that discard get behind Mosquitto, CPU per message beside aiomqtt",
     "mqtt_costs": "messages/s and CPU a message over payload, topics and connections, beside Mosquitto",
+    "mqtt_acks": "acknowledged messages/s of 16 connections by window, beside Mosquitto and NATS JetStream",
+    "mqtt_connections": "10,000 connections of 3 messages/s: CPU, p99, memory, beside a bare echo server and Mosquitto",
     "storage_append": "ring to durable by record size, mapped and pwrite",
     "log_throughput": "ring to durable beside fio, 1 KiB and 16 KiB records",
     "log_small_records": "writer CPU per 64 B record and records/s, over 1 to 1,000 partitions",

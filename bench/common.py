@@ -114,7 +114,7 @@ def mosquitto_broker(directory: Path, *options: str) -> Iterator[int]:
 
 @contextlib.contextmanager
 def mosquitto_process(directory: Path, *options: str) -> Iterator[tuple[int, int]]:
-    """A broker on 127.0.0.1; gives its port and its process id."""
+    """A broker on 127.0.0.1; gives its port and process id."""
     port = free_port()
     config = directory / "mosquitto.conf"
     config.write_text("\n".join([f"listener {port} 127.0.0.1", "allow_anonymous true", *options, ""]), encoding="utf-8")

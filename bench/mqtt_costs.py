@@ -86,7 +86,7 @@ def measure(port: int, pid: int, case: Case, directory: Path, settled: Callable[
     messages_max = bytes_max // (case.payload_bytes + RECORD_BYTES)
     with connected(port, case.connections) as connections:
         descriptors = [connection.fileno() for connection in connections]
-        publishers = load_module("publishers").Publishers(descriptors, case.payload_bytes, case.topics)
+        publishers = load_module("flood").Flood(descriptors, case.payload_bytes, case.topics)
         before_s, own_s = cpu_seconds(pid), time.thread_time()
         start = time.perf_counter()
         publishers.run(duration_s(4.0, 1.0), messages_max)

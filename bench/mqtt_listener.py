@@ -1,13 +1,15 @@
 """How many messages a second does one connection get into the log, compared with what users do today?
 
 QoS 0, 64 B of payload, one connection. Gateway: counted when durable (a reader may see them), the time until the last
-one is durable included. Peer: a bare aiomqtt loop that counts what Mosquitto delivers to it, and stores nothing. It is
-offered more than it takes, at a rate that leaves it a core of its own.
+one is durable included. Peers: a subscriber that throws away what Mosquitto delivers to it; NATS JetStream, which
+stores in files that are synced every two minutes; and a bare aiomqtt loop that counts what Mosquitto delivers to it.
+That one is offered more than it takes, at a rate that leaves it a core of its own; the others as much as they take.
 """
 
 from __future__ import annotations
 
 import asyncio
+import socket
 import subprocess
 import sys
 import time
@@ -16,12 +18,28 @@ from pathlib import Path
 import aiomqtt
 from gateway_native import watermark
 
-from bench.common import Result, cpu_seconds, median, mosquitto_broker, mosquitto_version, scratch, spread
+from bench.common import (
+    PAYLOAD,
+    Result,
+    Skipped,
+    connect_mqtt,
+    cpu_seconds,
+    duration_s,
+    median,
+    mosquitto_broker,
+    mosquitto_version,
+    publish_packets,
+    scratch,
+    spread,
+)
+from bench.publishing import jetstream_request, nats_connection, nats_server
 from tests.support.gateway_process import GatewayProcess, environment
 
-SECONDS = 4.0
+SECONDS = duration_s(4.0, 1.5)
 PEER_OFFERED_PER_S = 20_000
 DRAIN_TIMEOUT_S = 60.0
+RECEIVE_BYTES = 2**20
+NATS_BLOCK = 5_000
 
 
 def generate(port: int, seconds: float, rate: float | None = None) -> subprocess.Popen[bytes]:
@@ -72,21 +90,75 @@ async def aiomqtt_round(port: int) -> float:
     return received / elapsed_s
 
 
+def discarding_round(port: int) -> float:
+    """Messages per second that a subscriber gets which only counts bytes."""
+    packet_bytes = len(publish_packets(1))  # all are of one size
+    buffer = bytearray(RECEIVE_BYTES)
+    with connect_mqtt(port, "bench-discarding") as subscriber:
+        subscriber.sendall(b"\x82\x0c\0\1\0\7plant/#\0")
+        assert subscriber.recv(5)[:1] == b"\x90"
+        generator = generate(port, SECONDS + 1)
+        received = subscriber.recv_into(buffer)
+        start = time.perf_counter()
+        while time.perf_counter() - start < SECONDS:
+            received += subscriber.recv_into(buffer)
+        elapsed_s = time.perf_counter() - start
+    generator.kill()
+    generator.communicate()
+    return received / packet_bytes / elapsed_s
+
+
+def nats_round(directory: Path) -> float:
+    """Messages per second that are in the stream's files or the page cache. What it drops is not counted."""
+    block = b"PUB plant.1 %d\r\n%s\r\n" % (len(PAYLOAD), PAYLOAD) * NATS_BLOCK
+    directory.mkdir()
+    with nats_server(directory) as port, nats_connection(port) as publisher, nats_connection(port) as asking:
+        start = time.perf_counter()
+        while time.perf_counter() - start < SECONDS:
+            publisher.sendall(block)
+        stored, before = _stored(asking), -1
+        while stored != before:
+            elapsed_s = time.perf_counter() - start
+            time.sleep(0.1)
+            stored, before = _stored(asking), stored
+    return stored / elapsed_s
+
+
+def _stored(connection: socket.socket) -> int:
+    state: dict[str, int] = jetstream_request(connection, "$JS.API.STREAM.INFO.bench", {})["state"]
+    return state["messages"]
+
+
 def run(rounds: int) -> Result:
     broker_version = mosquitto_version()
     ours: list[float] = []
     cpu: list[float] = []
-    theirs: list[float] = []
+    discarded: list[float] = []
+    stored: list[float] = []
+    received: list[float] = []
+    skipped: str | None = None
     with scratch() as directory:
         for number in range(rounds):
             rate, cpu_us = gateway_round(directory / str(number))
             ours.append(rate)
             cpu.append(cpu_us)
             with mosquitto_broker(directory) as port:
-                theirs.append(asyncio.run(aiomqtt_round(port)))
+                discarded.append(discarding_round(port))
+                received.append(asyncio.run(aiomqtt_round(port)))
+            try:
+                stored.append(nats_round(directory / f"nats-{number}"))
+            except Skipped as reason:
+                skipped = str(reason)
     result = Result(("what", "messages/s, median (range)", "counted when"))
     result.rows.append(("gateway listener", spread(ours), "durable"))
-    result.rows.append((f"aiomqtt behind {broker_version}", spread(theirs), "received"))
-    result.facts["ratio"] = round(median(ours) / median(theirs), 1)
+    result.rows.append((f"{broker_version}, subscriber that discards", spread(discarded), "received"))
+    result.facts["ratio_to_mosquitto"] = round(median(ours) / median(discarded), 1)
+    if stored:
+        result.rows.append(("NATS JetStream, files", spread(stored), "in the page cache"))
+        result.facts["ratio_to_nats_jetstream"] = round(median(ours) / median(stored), 1)
+    if skipped:
+        result.facts["skipped"] = skipped
+    result.rows.append((f"aiomqtt behind {broker_version}", spread(received), "received"))
+    result.facts["ratio_to_aiomqtt"] = round(median(ours) / median(received), 1)
     result.facts["gateway_cpu_us_per_message"] = round(median(cpu), 3)
     return result

@@ -1,7 +1,4 @@
-"""Builds the extension modules of bench/ when they are first wanted, into build/bench.
-
-Again when the source or the declarations that it may use change.
-"""
+"""Builds bench/*.pyx when one is first wanted, into build/bench; again when it or the declarations it uses change."""
 
 from __future__ import annotations
 
@@ -18,10 +15,9 @@ DECLARATIONS = ROOT / "_native"
 
 
 def load_module(name: str = "load") -> ModuleType:
-    """The extension module bench/`name`.pyx."""
-    source = HERE / f"{name}.pyx"
-    directory = ROOT / "build" / "bench" / _digest(source)
-    built = next(directory.glob(f"lib/{name}.*.so"), None) or _build(source, directory)
+    """The extension module bench/<name>.pyx."""
+    directory = ROOT / "build" / "bench" / _digest(name)
+    built = next(directory.glob(f"lib/{name}.*.so"), None) or _build(name, directory)
     loader = importlib.machinery.ExtensionFileLoader(name, str(built))
     spec = importlib.util.spec_from_loader(name, loader)
     assert spec is not None
@@ -30,23 +26,22 @@ def load_module(name: str = "load") -> ModuleType:
     return module
 
 
-def _digest(source: Path) -> str:
+def _digest(name: str) -> str:
     """The layout of the ring is compiled in, so every declaration counts."""
     found = hashlib.sha256(sys.version.encode())
-    for path in [source, *sorted(DECLARATIONS.glob("gateway_native/*.pxd"))]:
+    for path in [HERE / f"{name}.pyx", *sorted(DECLARATIONS.glob("gateway_native/*.pxd"))]:
         found.update(path.read_bytes())
     return found.hexdigest()[:16]
 
 
-def _build(source: Path, directory: Path) -> Path:
+def _build(name: str, directory: Path) -> Path:
     from Cython.Build import cythonize
     from setuptools import Distribution, Extension
 
-    name = source.stem
-    print(f"  building bench/{source.name} ...", file=sys.stderr)
+    print(f"  building bench/{name}.pyx ...", file=sys.stderr)
     extension = Extension(
         name,
-        [str(source)],
+        [str(HERE / f"{name}.pyx")],
         include_dirs=[str(DECLARATIONS / "gateway_native")],
         extra_compile_args=["-O3", "-std=c11", "-D_GNU_SOURCE", "-Wno-sign-compare"],
     )

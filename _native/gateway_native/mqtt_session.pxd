@@ -278,6 +278,7 @@ cdef class Session:
     cdef readonly bytes client
     cdef object group                       # keeps what `state.shared` points to alive
     cdef int attach(self, object group, MqttSessions* shared) except -1
+    cdef int adopt(self, object group, MqttSessions* shared) except -1
     cdef int move(self, object group, MqttSessions* shared) except -1
     cdef int check_detached(self) except -1
     cdef bint is_durable(self, const MqttDelivery* entry) noexcept

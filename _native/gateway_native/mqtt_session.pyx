@@ -40,11 +40,17 @@ cdef class Session:
         """To a connection of this group, which may be another than last time, with the same ring."""
         if self.state.attached:
             raise RuntimeError("a session is attached to one connection at a time; close the other one first")
+        self.adopt(group, shared)
+        self.state.attached = True
+        return 0
+
+    cdef int adopt(self, object group, MqttSessions* shared) except -1:
+        """All of attaching but the last step, which is the group's thread's if that is another one."""
         if self.state.durable and shared.partition == PARTITION_NONE:
             raise ValueError("a durable session needs its group's sessions_partition")
         if self.state.shared != shared:
+            self.check_detached()
             self.move(group, shared)
-        self.state.attached = True
         return 0
 
     cdef int move(self, object group, MqttSessions* shared) except -1:

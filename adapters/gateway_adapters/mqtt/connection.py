@@ -14,6 +14,7 @@ from gateway_native import mqtt
 
 from gateway.clock import NS_PER_S
 from gateway_adapters.mqtt.device import Device
+from gateway_adapters.mqtt.protocol import Reason
 
 if TYPE_CHECKING:
     from gateway_adapters.mqtt.listener import MqttListener
@@ -101,7 +102,7 @@ class SocketLink(mqtt.Connection, asyncio.BufferedProtocol):
                     self._parked = True
                     break
         except mqtt.RemoteFault as fault:
-            self.device.fault(fault)
+            self.device.fault(fault, self._topic_of(fault))
         if self.blocked and not self._parked:
             self._listener.wait_for_room(self)
         elif self.limited:
@@ -109,6 +110,12 @@ class SocketLink(mqtt.Connection, asyncio.BufferedProtocol):
         elif self._transport is None and not self.closed:
             self._gone()
         self.update_reading()
+
+    def _topic_of(self, fault: mqtt.RemoteFault) -> bytes:
+        """What is at fault, where that is a publish's topic."""
+        if fault.reason == Reason.TOPIC_NAME_INVALID:
+            return self.group.unrouted_topic
+        return self.group.forbidden_topic if fault.reason == Reason.NOT_AUTHORIZED and self.version else b""
 
     def _rest(self) -> None:
         """It has published as fast as it may: nothing is read until it may again, so that TCP holds it back."""
@@ -179,6 +186,9 @@ class SocketLink(mqtt.Connection, asyncio.BufferedProtocol):
         """Close at once, whatever is still on its way."""
         if self._transport is not None:
             self._transport.abort()
+
+    def detaching(self) -> None:
+        return None
 
     # -- what the listener asks for
 

@@ -72,6 +72,9 @@ class Link(Protocol):
     def abort(self) -> None:
         """Close the socket at once."""
 
+    def detaching(self) -> asyncio.Future[None] | None:
+        """After `end`: done once nothing of this connection touches its session any more. None: that is so already."""
+
 
 class Device:
     """The policy for one connection. Everything runs on the event loop."""
@@ -93,6 +96,10 @@ class Device:
     def peer(self) -> str:
         """Where the connection comes from, for log lines."""
         return self._link.peer
+
+    def detaching(self) -> asyncio.Future[None] | None:
+        """See `Link.detaching`; None before a session was begun."""
+        return self._link.detaching() if self._session is not None else None
 
     # -- packets
 
@@ -157,6 +164,24 @@ class Device:
         """Give it its session, and welcome it when all of that is on disk. False: that takes time."""
         self.user, self.allow = guest.user, guest.allow
         self._listener.register(self)
+        detaching = self._listener.detaching(self.client_id)
+        if detaching is None:
+            return self._begin(connect, assigned)
+        detaching.add_done_callback(lambda _: self._detached(connect, assigned))
+        return False
+
+    def _detached(self, connect: protocol.Connect, assigned: str) -> None:
+        """The connection that had this client id before has let go of the session."""
+        if self.ended:
+            return
+        try:
+            if self._begin(connect, assigned):
+                self._link.resume()
+        except RemoteFault as fault:
+            self.fault(fault)
+
+    def _begin(self, connect: protocol.Connect, assigned: str) -> bool:
+        """See `_accept`."""
         session, present, written = self._listener.sessions.begin(
             self.client_id, clean_start=connect.clean_start, expiry_s=self._session_expiry(connect)
         )
@@ -280,15 +305,14 @@ class Device:
 
     # -- the end
 
-    def fault(self, fault: RemoteFault) -> None:
-        """One line in the log, the right reason code to the peer, and the end of this connection only."""
+    def fault(self, fault: RemoteFault, topic: bytes = b"") -> None:
+        """One line in the log, the right reason code to the peer, and the end of this connection only.
+
+        topic: of the publish that is at fault, where that is its topic's.
+        """
         self._listener.count("faults")
-        topic: dict[str, object] = {}
-        if fault.reason == Reason.TOPIC_NAME_INVALID:
-            topic["topic"] = shown(self._listener.native.unrouted_topic.decode(errors="replace"))
-        elif fault.reason == Reason.NOT_AUTHORIZED and self.version:
-            topic["topic"] = shown(self._listener.native.forbidden_topic.decode(errors="replace"))
-        self._say(logging.WARNING, f"connection closed: {fault.cause}", reason=f"0x{fault.reason:02X}", **topic)
+        more = {"topic": shown(topic.decode(errors="replace"))} if topic else {}
+        self._say(logging.WARNING, f"connection closed: {fault.cause}", reason=f"0x{fault.reason:02X}", **more)
         if isinstance(fault, protocol.ConnectRefused):
             self._end(protocol.connack(fault.version, fault.reason) if fault.version else b"")
         else:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import socket
 import time
 from collections import deque
 from collections.abc import Callable
@@ -25,12 +26,16 @@ from gateway_adapters.mqtt.connection import SocketLink
 from gateway_adapters.mqtt.device import Device
 from gateway_adapters.mqtt.door import Door
 from gateway_adapters.mqtt.entrance import Handshake, TlsServer
+from gateway_adapters.mqtt.intake import IntakeLink, IntakePort, open_port
 from gateway_adapters.mqtt.routes import RoutedStreams
 from gateway_adapters.mqtt.sessions import Sessions
 from gateway_adapters.mqtt.shown import shown
 from gateway_adapters.mqtt.transports import BACKLOG, listening_sockets, remove_unix_socket
 from gateway_adapters.mqtt.wills import Wills
 
+# Which threads can carry a listener's plain sockets: the intake thread, or the event loop.
+CARRIERS = ("intake", "loop")
+CARRIER = "intake"
 # Packets that have only partly arrived, all connections together.
 KEPT_BYTES_MAX = 64 * 2**20
 # Sockets beyond connections_max that may at least hear why they are refused.
@@ -74,13 +79,17 @@ class MqttListener:
         self.native.set_rate(config.messages_per_second_total)
         self.door = Door(config, time.monotonic)
         self._make_protocol = _protocol_factory(self)
+        plain = not config.tls and config.transport == "tcp"
+        self._carrier = CARRIER if plain else "loop"  # TLS and WebSocket need Python
+        self._port: IntakePort | None = None
         self._servers: list[asyncio.Server | TlsServer] = []
         self._unix_inode = 0
         self._entering: set[Handshake] = set()  # their TLS handshake is under way
         self._ticking: asyncio.Task[None] | None = None
-        self._connections: set[SocketLink] = set()
+        self._connections: set[SocketLink | IntakeLink] = set()
         self._emptied = asyncio.Event()
         self._clients: dict[str, Device] = {}
+        self._detaching: dict[str, asyncio.Future[None]] = {}  # by client id: see `Link.detaching`
         self._waiting: deque[SocketLink] = deque()  # for room in the ring, first come first served
         engine = context.engine
         self._gaps = engine.gaps
@@ -96,21 +105,15 @@ class MqttListener:
 
     async def start(self) -> None:
         """Listen. Raises SourceError when the address cannot be bound."""
-        loop = asyncio.get_running_loop()
         await self.sessions.start()
         try:
-            for listening in listening_sockets(self.config):
-                if self.config.tls:
-                    self._servers.append(TlsServer(self, listening))
-                else:
-                    self._servers.append(await loop.create_server(self.protocol, sock=listening, backlog=BACKLOG))
+            await self._open(listening_sockets(self.config))
         except OSError as error:
             raise SourceError(
                 f"cannot listen on {self.config.bind}: {error.strerror or error}. Choose another 'bind', or end the "
                 "program that uses it.",
                 source=self.name,
             ) from error
-        loop.add_reader(self._ring.event_fd, self._ring_event)
         self._ticking = asyncio.create_task(self._tick(), name=f"mqtt-listener-{self.name}")
         path = self.config.unix_path
         if path is not None:
@@ -118,14 +121,33 @@ class MqttListener:
         host, port = self.address
         self.say(logging.INFO, "listening", address=str(path or f"{host}:{port}"))
 
+    async def _open(self, sockets: list[socket.socket]) -> None:
+        """Accept from these sockets."""
+        loop = asyncio.get_running_loop()
+        if self._carrier == "intake":
+            self._port = open_port(self, sockets)
+            self._wills.record = self._port.record
+            return
+        for listening in sockets:
+            if self.config.tls:
+                self._servers.append(TlsServer(self, listening))
+            else:
+                self._servers.append(await loop.create_server(self.protocol, sock=listening, backlog=BACKLOG))
+        loop.add_reader(self._ring.event_fd, self._ring_event)
+
     @property
     def address(self) -> tuple[str, int]:
         """Host and port that are bound; the port is the system's choice if the configuration says 0."""
-        assert self._servers, "not started"
         if self.config.unix_path is not None:
             return str(self.config.unix_path), 0
-        host, port = self._servers[0].sockets[0].getsockname()[:2]
+        sockets = self._servers[0].sockets if self._port is None else self._port.sockets
+        host, port = sockets[0].getsockname()[:2]
         return host, port
+
+    @property
+    def sockets_max(self) -> int:
+        """More are closed at once."""
+        return self.config.connections_max + REFUSALS_MAX
 
     def protocol(self) -> asyncio.BaseProtocol:
         """What takes the bytes of a new connection, after TLS if there is any."""
@@ -147,21 +169,34 @@ class MqttListener:
     async def pause(self) -> None:
         """Accept and read nothing more; wait until what had been read is in the ring."""
         self.paused = True
+        if self._port is not None:
+            self._port.leave()
         self._close_servers()
-        for connection in tuple(self._connections):
-            connection.update_reading()
+        self._update_reading()
         self._wills.advance(all_of_them=True)  # whoever left them is dead already
+        if not await self._settle():
+            self.say(logging.ERROR, "the ring stayed full: messages that had arrived are not recorded")
+        self._wills.lose_all()
+
+    async def _settle(self) -> bool:
+        """Wait until what had been read, and all wills, are in the ring. False: it stayed full."""
+        if self._port is not None:
+            return await self._port.settle(PAUSE_TIMEOUT_S)
         deadline = time.monotonic() + PAUSE_TIMEOUT_S
         while (self._waiting or self._wills) and time.monotonic() < deadline:
             await asyncio.sleep(0.01)
             self._reopen()
-        if self._waiting or self._wills:
-            self.say(logging.ERROR, "the ring stayed full: messages that had arrived are not recorded")
-        self._wills.lose_all()
+        return not self._waiting and not self._wills
+
+    def _update_reading(self) -> None:
+        for connection in tuple(self._connections):
+            if isinstance(connection, SocketLink):
+                connection.update_reading()
 
     async def drain(self) -> None:
         """Send the acknowledgements that have become due, say goodbye, and let both leave."""
-        self._ring_event()
+        if self._port is None:
+            self._ring_event()
         self._say_dropped()
         for connection in tuple(self._connections):
             connection.device.shut_down()
@@ -183,6 +218,9 @@ class MqttListener:
         for connection in tuple(self._connections):
             connection.device.shut_down()
             connection.abort()
+        if self._port is not None:
+            await self._port.close()
+            self._port = None
         await asyncio.sleep(0)  # the transports tell their connections
         self._waiting.clear()
         await self.sessions.stop()
@@ -190,27 +228,31 @@ class MqttListener:
     async def hold(self) -> None:
         """Read nothing for a while. Connections stay, new ones wait; no time-out counts what we do not read."""
         self.held = True
-        for connection in tuple(self._connections):
-            connection.update_reading()
+        if self._port is not None:
+            self._port.hold()
+        self._update_reading()
 
     async def release(self) -> None:
         """Read on."""
         self.held = False
-        for connection in tuple(self._connections):
-            connection.update_reading()
+        if self._port is not None:
+            self._port.release()
+        self._update_reading()
 
     def statistics(self) -> dict[str, Any]:
         """Counters since the start, and the present state."""
-        state = "starting" if not self._servers else "paused" if self.paused or self.held else "listening"
+        started = bool(self._servers) or self._port is not None
+        state = "starting" if not started else "paused" if self.paused or self.held else "listening"
         return {
             "state": state,
             "connections": len(self._clients),
+            "waiting_for_room": len(self._waiting),
             **self.native.counters,
+            **({} if self._port is None else self._port.counters),
             **self._counters,
             **self._routed.statistics(),
             **self.sessions.statistics(),
             "wills_delayed": self._wills.delayed,
-            "waiting_for_room": len(self._waiting),
         }
 
     # -- what connections ask for
@@ -223,10 +265,10 @@ class MqttListener:
         """Log an event. Its fields hold no payload and no secret; the log itself limits repeats and counts them."""
         self._logger.log(level, event, extra={"fields": {"source": self.name, **fields}})
 
-    def admit(self, connection: SocketLink | Handshake) -> bool:
+    def admit(self, connection: SocketLink | IntakeLink | Handshake) -> bool:
         """May this socket stay until its handshake is over, or its CONNECT has been read?"""
         cause = None
-        if len(self._connections) + len(self._entering) >= self.config.connections_max + REFUSALS_MAX:
+        if len(self._connections) + len(self._entering) >= self.sockets_max:
             cause = "too many sockets"
         elif isinstance(connection, Handshake) or connection.ssl_object is None:
             cause = self.door.admission.enter(connection.host)
@@ -235,15 +277,19 @@ class MqttListener:
         if cause is None and self.paused:
             self.door.admission.leave(connection.host)
         if cause is not None or self.paused:
-            self.count("refused")
-            if not self.paused:
-                self.say(logging.WARNING, f"connection refused: {cause}", peer=connection.peer)
+            self.refuse(connection.peer, cause or "the listener is paused")
             return False
         if isinstance(connection, Handshake):
             self._entering.add(connection)
         else:
             self._connections.add(connection)
         return True
+
+    def refuse(self, peer: str, cause: str) -> None:
+        """A socket is closed before anything was read from it."""
+        self.count("refused")
+        if not self.paused:
+            self.say(logging.WARNING, f"connection refused: {cause}", peer=peer)
 
     def is_full(self, client_id: str) -> bool:
         """Are connections_max clients connected, none of which this one would replace?"""
@@ -260,10 +306,22 @@ class MqttListener:
 
     def leave(self, device: Device) -> None:
         """This device is no client any more, though its socket may still be there."""
-        if self._clients.get(device.client_id) is device:
-            del self._clients[device.client_id]
+        client_id, detaching = device.client_id, device.detaching()
+        if self._clients.get(client_id) is device:
+            del self._clients[client_id]
+        if detaching is not None:
+            self._detaching[client_id] = detaching
+            detaching.add_done_callback(lambda _: self._forget_detaching(client_id, detaching))
 
-    def remove(self, connection: SocketLink | Handshake) -> None:
+    def _forget_detaching(self, client_id: str, detaching: asyncio.Future[None]) -> None:
+        if self._detaching.get(client_id) is detaching:
+            del self._detaching[client_id]
+
+    def detaching(self, client_id: str) -> asyncio.Future[None] | None:
+        """Done once the last connection of this client has let go of its session; None: it has."""
+        return self._detaching.get(client_id)
+
+    def remove(self, connection: SocketLink | IntakeLink | Handshake) -> None:
         """Its socket is gone, or it has come through the entrance."""
         if connection in self._connections or connection in self._entering:
             self.door.admission.leave(connection.host)
@@ -275,6 +333,10 @@ class MqttListener:
     def wait_for_room(self, connection: SocketLink) -> None:
         """It found the ring full; it is called again in its turn."""
         self._waiting.append(connection)
+
+    def recorded(self) -> None:
+        """The intake thread has put the first of the wills that wait into the ring."""
+        self._wills.recorded()
 
     # -- the ring's calls
 
@@ -301,12 +363,15 @@ class MqttListener:
         while True:
             await asyncio.sleep(1)
             self.native.advance()
-            for connection in tuple(self._connections):
-                connection.look_after()
             self._wills.advance()
             self.sessions.advance()
-            self._say_unrecorded()
             self._say_dropped()
+            if self._port is not None:
+                continue  # the thread looks after its connections
+            for connection in tuple(self._connections):
+                if isinstance(connection, SocketLink):
+                    connection.look_after()
+            self._say_unrecorded()
             if self.native.crowded:  # the ring's event does this; once more costs nothing
                 self._reopen()
 
@@ -320,17 +385,21 @@ class MqttListener:
 
     def _say_unrecorded(self) -> None:
         """Messages that no route takes, or that their senders may not publish: how many more, and one topic of them."""
-        for counter, cause in _UNRECORDED.items():
+        for counter in _UNRECORDED:
             count = self.native.counters[counter]
             if count > self._said[counter]:
                 topic: bytes = getattr(self.native, f"{counter}_topic")
-                self.say(
-                    logging.WARNING,
-                    f"messages not recorded: {cause}",
-                    topic=shown(topic.decode(errors="replace")),
-                    messages=count - self._said[counter],
-                )
+                self.say_unrecorded(counter, topic, count - self._said[counter])
                 self._said[counter] = count
+
+    def say_unrecorded(self, counter: str, topic: bytes, messages: int) -> None:
+        """So many messages since the last time, the last of them with this topic."""
+        self.say(
+            logging.WARNING,
+            f"messages not recorded: {_UNRECORDED[counter]}",
+            topic=shown(topic.decode(errors="replace")),
+            messages=messages,
+        )
 
 
 def _protocol_factory(listener: MqttListener) -> Callable[[], asyncio.BaseProtocol]:

@@ -177,7 +177,8 @@ class Sessions:
             lines.append("open 0")
         session.expiry_s = expiry_s
         if expiry_s:
-            session.native.durable = True
+            if not session.native.durable:
+                session.native.durable = True
             self._lasting[client_id] = session
         self._evict()
         return session, present, self._write(session, lines, awaited=True)

@@ -54,6 +54,8 @@ class Wills:
         self._gaps = gaps
         self._streams = streams
         self._ready: deque[tuple[int, bytes, bytes, bytes]] = deque()  # partition, key, value, headers
+        # Where another thread fills the ring: hands it a record. `recorded` follows.
+        self.record: Callable[[int, bytes, bytes, bytes], None] | None = None
         self._delayed: list[tuple[int, int, DelayedWill]] = []  # a heap: tick, number, will
         self._numbers = itertools.count()
         self._bytes = 0
@@ -123,7 +125,9 @@ class Wills:
             return
         self._ready.append((partition, key, will.payload, headers))
         self._bytes += size
-        if not self._native.crowded:
+        if self.record is not None:
+            self.record(*self._ready[-1])
+        elif not self._native.crowded:
             self.put()
 
     def _partition(self, stream: int | bytes | None) -> int:
@@ -140,9 +144,13 @@ class Wills:
             if not self._native.ring.append(partition, key, value, headers, time.time_ns()):
                 self._native.crowd()
                 return
-            self._ready.popleft()
-            self._bytes -= len(key) + len(value) + len(headers)
-            self._host.count("wills")
+            self.recorded()
+
+    def recorded(self) -> None:
+        """The first of those that waited is in the ring."""
+        _, key, value, headers = self._ready.popleft()
+        self._bytes -= len(key) + len(value) + len(headers)
+        self._host.count("wills")
 
     def lose_all(self) -> None:
         """There will be no room any more."""
