@@ -1,7 +1,7 @@
 """What do 10,000 connections cost that each publish three messages a second, QoS 1, compared with a bare echo server?
 
 The same native generator, in the same run: against the gateway, which acknowledges what is on disk; against an epoll
-loop that sends back what it reads (bench/publishers.pyx); and against Mosquitto, which stores nothing.
+loop that sends back what it reads (bench/acknowledged.pyx); and against Mosquitto, which stores nothing.
 """
 
 from __future__ import annotations

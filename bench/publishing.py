@@ -1,4 +1,4 @@
-"""Connections for the native generator (bench/publishers.pyx): to MQTT servers, NATS, and an echo server."""
+"""Connections for the native generator (bench/acknowledged.pyx): to MQTT servers, NATS, and an echo server."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def mqtt_publishers(port: int, connections: int, window: int) -> Iterator[Any]:
         for each in sockets:
             each.settimeout(None)
         descriptors = [each.fileno() for each in sockets]
-        yield load_module("publishers").Publishers(
+        yield load_module("acknowledged").Publishers(
             descriptors, MQTT_PACKET, window=window, id_at=MQTT_ID_AT, ack_bytes=4
         )
 
@@ -50,7 +50,7 @@ def echo_publishers(port: int, connections: int, window: int) -> Iterator[Any]:
             each.settimeout(None)
             each.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         descriptors = [each.fileno() for each in sockets]
-        yield load_module("publishers").Publishers(
+        yield load_module("acknowledged").Publishers(
             descriptors, MQTT_PACKET, window=window, id_at=MQTT_ID_AT, ack_bytes=len(MQTT_PACKET)
         )
 
@@ -65,7 +65,7 @@ def nats_publishers(port: int, connections: int, window: int) -> Iterator[Any]:
             read_until(each, b"PONG\r\n")
             each.settimeout(None)
         descriptors = [each.fileno() for each in sockets]
-        yield load_module("publishers").Publishers(
+        yield load_module("acknowledged").Publishers(
             descriptors, NATS_PACKET, window=window, id_at=len(NATS_HEAD), id_text=True, ack_lines=2
         )
 
@@ -117,7 +117,7 @@ def read_until(connection: socket.socket, end: bytes) -> bytes:
 @contextlib.contextmanager
 def echo_server() -> Iterator[tuple[int, int]]:
     """(port, process id) of a bare epoll echo server."""
-    load_module("publishers")  # built before, not by the process
+    load_module("acknowledged")  # built before, not by the process
     port = free_port()
     process = subprocess.Popen([sys.executable, "-m", "bench.echo", str(port)], env=environment())
     try:

@@ -6,7 +6,7 @@ comes back as a command on a handle, index and generation, so that a late one ca
 place of another. Nothing else is shared: what is below belongs to the thread, but for the two mailboxes and what is
 marked published.
 
-It blocks in epoll while little comes. When many connections are ready at once it lets TICK_NS pass between two looks,
+It blocks in epoll while little comes. When many connections are busy it lets TICK_NS pass between two rounds of looks,
 so that a look serves many of them. One receive buffer serves all connections: a connection costs its Peer, and what it
 has sent of a packet that is not whole.
 """
@@ -29,8 +29,9 @@ cdef enum:
     ACCEPT_MAX = 64                 # accepted in one turn of a listener
     OUT_BYTES_MAX = 1048576         # written to a peer that does not read; it is not read from meanwhile
     SETTLED_MAX = 64                # records from Python put into the ring in one turn
-    TICK_NS = 2000000               # between two looks while many connections are busy
-    BUSY_PEERS = 64                 # ready at once: that many are
+    TICK_NS = 4000000               # between two rounds of looks while many connections are busy
+    BUSY_SOCKETS = 256              # fewer never make a tick: a few that wait for each acknowledgement get it at once
+    BUSY_READS = 16                 # within a tick: that many are
     BUSY_BYTES = 4096               # a read of more than this is worth a look of its own
 
     # Events; the handle is the connection's.
@@ -169,6 +170,8 @@ cdef struct IntakeState:
     uint64_t ticked_ns
     uint64_t slept_ns               # when the last look began
     uint32_t small_reads            # in this turn
+    uint32_t window_reads           # such reads since …
+    uint64_t window_ns              # … the present tick began
     uint8_t* shared                 # RECEIVE_BYTES and what is kept
     uint8_t* out                    # acknowledgements of one connection
 

@@ -320,12 +320,26 @@ cdef void turn(IntakeState* it, epoll_event* events) noexcept nogil:
     gw_store_relaxed(&it.turns, gw_load_relaxed(&it.turns) + 1)
 
 
+cdef uint32_t sockets_open(IntakeState* it) noexcept nogil:
+    cdef uint32_t sockets = 0
+    cdef int i
+    for i in range(LISTENERS_MAX):
+        sockets += it.listeners[i].sockets
+    return sockets
+
+
 cdef void rest(IntakeState* it) noexcept nogil:
     """Under load from many small senders let what comes next collect: each look and each commit then serves more."""
-    cdef uint64_t passed = gw_monotonic_ns() - it.slept_ns
-    if it.small_reads >= BUSY_PEERS and passed < TICK_NS:
+    cdef uint64_t now = gw_monotonic_ns()
+    it.window_reads += it.small_reads
+    if now - it.window_ns >= TICK_NS:
+        it.window_ns = it.slept_ns
+        it.window_reads = it.small_reads
+    if it.window_reads >= BUSY_READS and sockets_open(it) >= BUSY_SOCKETS and now - it.window_ns < TICK_NS:
         gw_store_relaxed(&it.ticks_slept, gw_load_relaxed(&it.ticks_slept) + 1)
-        usleep(<unsigned int>((TICK_NS - passed) // NS_PER_US))
+        usleep(<unsigned int>((TICK_NS - (now - it.window_ns)) // NS_PER_US))
+        it.window_ns = gw_monotonic_ns()
+        it.window_reads = 0
 
 
 cdef void free_messages(Message* message) noexcept nogil:
