@@ -279,6 +279,7 @@ cdef void handle(IntakeState* it, const epoll_event* event) noexcept nogil:
     cdef Peer* p
     if about == ABOUT_BELL:
         silence(it.commands.bell)
+        take_commands(it)               # again: the bell of one that came since this turn began is silent now
     elif about == ABOUT_ACCEPT:
         if listener.accepting:
             accept_some(it, listener, listener.fds[(<uint32_t>event.data.u64 >> 8) % SOCKETS_MAX])

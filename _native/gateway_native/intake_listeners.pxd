@@ -82,7 +82,7 @@ cdef inline void address_text(const sockaddr_storage* address, char* text) noexc
         inet_ntop(AF_INET6, &(<const sockaddr_in6*>address).sin6_addr, host, HOST_BYTES)
         snprintf(text, ADDRESS_BYTES, "[%s]:%d", host, <int>ntohs((<const sockaddr_in6*>address).sin6_port))
     else:
-        snprintf(text, ADDRESS_BYTES, "unix")
+        snprintf(text, ADDRESS_BYTES, "a Unix socket")
 
 
 cdef inline bint grow_peers(IntakeState* it) noexcept nogil:

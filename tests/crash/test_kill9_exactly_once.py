@@ -21,7 +21,10 @@ SEED = int(os.environ.get("GATEWAY_CRASH_SEED", "20261125"))
 def recorded(data: Path) -> list[list[int]]:
     """The numbers in the log, by client."""
     found: list[list[int]] = [[] for _ in range(CLIENTS)]
-    for _, _, key, value, _ in gateway.open(data)["telemetry"].read().rows():
+    log = gateway.open(data)
+    if "telemetry" not in log:
+        return found  # killed before the first message was on disk
+    for _, _, key, value, _ in log["telemetry"].read().rows():
         assert key is not None
         assert value is not None
         found[int(key.rpartition(b"/")[2])].append(int(value))

@@ -179,10 +179,10 @@ def test_slow_loris(tmp_path):
         def drip() -> bool:
             client.sendall(b"x")
             it.events += it.intake.events()
-            return any(event[0] == intake.OVERDUE for event in it.events)
+            return any(event[0] == intake.DAWDLED for event in it.events)
 
         wait_until(drip, "the slow client is found out")
-        assert it.wait_for(intake.OVERDUE)[2] == handle
+        assert it.wait_for(intake.DAWDLED)[2] == handle
 
 
 def test_client_that_reads_late(tmp_path):

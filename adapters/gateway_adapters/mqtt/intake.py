@@ -44,7 +44,7 @@ class IntakeLink:
         self._ended = False
         self._detached: asyncio.Future[None] | None = None
         self.peer = peer
-        self.host = peer.rpartition(":")[0].strip("[]")
+        self.host = peer.rpartition(":")[0].strip("[]")  # empty for a Unix socket
         self.device = Device(port.listener, self)
 
     # -- what the device decides
