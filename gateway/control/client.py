@@ -16,7 +16,6 @@ from gateway.clock import NS_PER_S
 from gateway.config import BrokerConfig
 from gateway.control.commands import REQUEST_BYTES_MAX
 from gateway.control.outbox import Outgoing
-from gateway.errors import SourceError
 
 # Until the broker has answered, or taken what we send.
 ANSWER_TIMEOUT_S = 10.0
@@ -116,20 +115,3 @@ def refuses_version(error: Exception) -> bool:
     """Is this a broker that does not speak MQTT 5?"""
     code = error.rc if isinstance(error, aiomqtt.MqttCodeError) else None
     return getattr(code, "value", code) in _UNSUPPORTED_VERSION
-
-
-def tls_context(config: BrokerConfig, owner: str) -> ssl.SSLContext | None:
-    """None for mqtt://. Raises SourceError when the files cannot be used."""
-    if not config.tls:
-        return None
-    try:
-        context = ssl.create_default_context(cafile=config.tls_ca)
-        if config.tls_cert is not None:
-            context.load_cert_chain(config.tls_cert, config.tls_key)
-    except (OSError, ssl.SSLError) as error:
-        raise SourceError(
-            f"the TLS files cannot be used ({getattr(error, 'reason', None) or error.strerror or error}); check "
-            "tls_ca, tls_cert and tls_key.",
-            source=owner,
-        ) from error
-    return context

@@ -20,10 +20,11 @@ from typing import Any
 import aiomqtt
 
 from gateway.backoff import Backoff
+from gateway.broker_tls import broker_tls
 from gateway.clock import NS_PER_S, format_time, realtime_ns
 from gateway.config import ControlConfig
 from gateway.control import reports
-from gateway.control.client import ControlClient, refuses_version, tls_context
+from gateway.control.client import ControlClient, refuses_version
 from gateway.control.commands import BadRequest, Controlled, Request, execute, parse
 from gateway.control.outbox import Outbox, Outgoing
 from gateway.control.pictures import Picture
@@ -70,7 +71,7 @@ class ControlPlane:
 
     async def start(self) -> None:
         """Begin connecting. Raises SourceError when the TLS files cannot be used, never because a broker is away."""
-        self._tls = tls_context(self.config, "control")
+        self._tls = broker_tls(self.config, "control")
         self._tasks = [
             asyncio.create_task(self._run(), name="gateway-control"),
             asyncio.create_task(self._work(), name="gateway-control-commands"),

@@ -21,6 +21,7 @@ from gateway_native import ring as native_ring
 from gateway_native.batch import encode_headers
 
 from gateway.backoff import Backoff
+from gateway.broker_tls import broker_tls
 from gateway.clock import NS_PER_S
 from gateway.config import SubscriberConfig
 from gateway.ingest.source import SourceContext
@@ -28,7 +29,7 @@ from gateway_adapters.mqtt.broker import BrokerClient
 from gateway_adapters.mqtt.headers import message_headers
 from gateway_adapters.mqtt.routes import RoutedStreams
 from gateway_adapters.mqtt.shown import shown
-from gateway_adapters.mqtt.subscriptions import client_id_of, tls_context, wanted_filters
+from gateway_adapters.mqtt.subscriptions import client_id_of, wanted_filters
 
 # QoS 1 messages that an MQTT 5 broker may send before the first is acknowledged.
 INFLIGHT_MAX = 1_024
@@ -95,8 +96,7 @@ class AiomqttSubscriber:
 
     async def start(self) -> None:
         """Begin connecting, for as long as it takes. Raises SourceError when the TLS files cannot be used."""
-        if self.config.tls:
-            self._tls = tls_context(self.name, self.config)
+        self._tls = broker_tls(self.config, self.name)
         asyncio.get_running_loop().add_reader(self._ring.event_fd, self._ring_event)
         self._running = asyncio.create_task(self._run(), name=f"mqtt-subscriber-{self.name}")
 

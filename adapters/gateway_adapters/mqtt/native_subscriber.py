@@ -18,6 +18,7 @@ from typing import Any
 from gateway_native import mqtt
 
 from gateway.backoff import Backoff
+from gateway.broker_tls import broker_tls
 from gateway.clock import NS_PER_S
 from gateway.config import SubscriberConfig
 from gateway.errors import GatewayError
@@ -34,7 +35,6 @@ from gateway_adapters.mqtt.subscriptions import (
     Difference,
     Subscriptions,
     client_id_of,
-    tls_context,
     wanted_filters,
 )
 
@@ -116,8 +116,7 @@ class NativeSubscriber:
 
     async def start(self) -> None:
         """Begin connecting, for as long as it takes. Raises SourceError when the TLS files cannot be used."""
-        if self.config.tls:
-            self._tls = tls_context(self.name, self.config)
+        self._tls = broker_tls(self.config, self.name)
         asyncio.get_running_loop().add_reader(self._ring.event_fd, self._ring_event)
         for number, body in enumerate((self._run, self._tick)):
             self._tasks.append(asyncio.create_task(body(), name=f"mqtt-subscriber-{self.name}-{number}"))

@@ -10,14 +10,12 @@ from __future__ import annotations
 
 import json
 import logging
-import ssl
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from gateway.config import SiteConfig, SubscriberConfig
-from gateway.errors import SourceError
 from gateway.log.files import FILES, replace
 
 # How long the broker keeps the session, and queues for it, while the gateway is away.
@@ -38,21 +36,6 @@ def wanted_filters(config: SubscriberConfig) -> dict[str, int]:
     for route in config.routes:
         wanted.setdefault(route.filter, route.qos)
     return wanted
-
-
-def tls_context(name: str, config: SubscriberConfig) -> ssl.SSLContext:
-    """The TLS settings of a subscriber. Raises SourceError when its files cannot be used."""
-    try:
-        context = ssl.create_default_context(cafile=config.tls_ca)
-        if config.tls_cert is not None:
-            context.load_cert_chain(config.tls_cert, config.tls_key)
-    except (OSError, ssl.SSLError) as error:
-        raise SourceError(
-            f"the TLS files cannot be used ({getattr(error, 'reason', None) or error.strerror or error}); check "
-            "tls_ca, tls_cert and tls_key.",
-            source=name,
-        ) from error
-    return context
 
 
 @dataclass(frozen=True)
