@@ -14,8 +14,10 @@ from gateway_native.state cimport (
     BATCH_SIZES,
     Batch,
     BatchList,
+    Share,
     WriterState,
     dirty_partitions,
+    gw_load_acquire,
     pop_batch,
 )
 
@@ -68,7 +70,7 @@ cdef Batch* take_buffer(WriterState* w, size_t bytes_needed, size_t expected) no
         batch.next = NULL
         batch.finished_bytes = 0
         batch.waiting_rings = 0
-        memset(batch.shares, 0, sizeof(batch.shares))
+        memset(batch.shares, 0, gw_load_acquire(&w.ring_count) * sizeof(Share))   # of others there is none yet
         batch.begins_segment = batch.was_appended = False
         return batch
     while w.buffer_bytes + capacity > w.buffer_bytes_max and free_spare(w):

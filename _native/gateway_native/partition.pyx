@@ -32,7 +32,6 @@ from gateway_native.segment cimport (
 from gateway_native.state cimport (
     BATCH_BYTES,
     MARK_SYNC_BYTES,
-    RINGS_MAX,
     Batch,
     BatchList,
     Partition,
@@ -167,9 +166,9 @@ cdef void refuse_slot(WriterState* w, Partition* p, uint64_t ring_index, RingSlo
         w.rings_to_notify = True
 
 
-cdef void refuse_batch(Partition* p, Batch* batch) noexcept nogil:
+cdef void refuse_batch(WriterState* w, Partition* p, Batch* batch) noexcept nogil:
     cdef uint64_t i
-    for i in range(RINGS_MAX):
+    for i in range(gw_load_acquire(&w.ring_count)):
         if batch.shares[i].count:
             count_refusal(p, i, batch.shares[i].count, batch.shares[i].bytes, batch.builder.max_timestamp * NS_PER_MS)
 
@@ -193,7 +192,7 @@ cdef void refuse_batches(WriterState* w, Partition* p) noexcept nogil:
         release_buffer(w, p.open)
         p.open = NULL
     if p.open is not NULL:
-        finish_batch(p)
+        finish_batch(w, p)
     while p.pending.first is not NULL:
         batch = pop_batch(&p.pending)
         if batch.was_appended:
@@ -204,7 +203,7 @@ cdef void refuse_batches(WriterState* w, Partition* p) noexcept nogil:
             continue
         waiting |= batch.waiting_rings
         p.pending_bytes -= batch.capacity
-        refuse_batch(p, batch)
+        refuse_batch(w, p, batch)
         release_buffer(w, batch)
     p.pending = stays
     for i in range(gw_load_acquire(&w.ring_count)):
@@ -335,13 +334,18 @@ cdef int take_troubled(WriterState* w, Partition* p, uint64_t ring_index, RingSl
 
 # -- appending --------------------------------------------------------------------------------------------------------
 
-cdef void finish_batch(Partition* p) noexcept nogil:
+cdef inline void copy_sequences(WriterState* w, uint64_t* to, const uint64_t* source) noexcept nogil:
+    """Of the rings there are: those to come have 0 everywhere, since rings are only ever added."""
+    cdef uint64_t i
+    for i in range(gw_load_acquire(&w.ring_count)):
+        to[i] = source[i]
+
+
+cdef void finish_batch(WriterState* w, Partition* p) noexcept nogil:
     """Close the open batch: it goes behind what waits."""
     cdef Batch* batch = p.open
-    cdef int i
     batch.finished_bytes = batch_finish(&batch.builder)
-    for i in range(RINGS_MAX):
-        batch.sequences[i] = p.drained[i]
+    copy_sequences(w, batch.sequences, p.drained)
     batch.begins_segment = p.roll
     p.roll = False
     p.pending_bytes += batch.capacity
@@ -372,10 +376,10 @@ cdef int append_batch(WriterState* w, Partition* p, Batch* batch, uint64_t* step
                          p.segment_bytes, w.reserve_bytes)
 
 
-cdef void count_records(Partition* p, Batch* batch) noexcept nogil:
+cdef void count_records(WriterState* w, Partition* p, Batch* batch) noexcept nogil:
     cdef uint64_t content = 0
-    cdef int i
-    for i in range(RINGS_MAX):
+    cdef uint64_t i
+    for i in range(gw_load_acquire(&w.ring_count)):
         content += batch.shares[i].bytes
     bump(&p.records, batch.builder.count)
     bump(&p.bytes, content)
@@ -386,7 +390,7 @@ cdef bint append_pending(WriterState* w, Partition* p) noexcept nogil:
     """Append everything finished, in order. False: something could not be, or the partition failed."""
     cdef Batch* batch
     cdef uint64_t step = STEP_ALLOCATE_APPEND
-    cdef int failed, i
+    cdef int failed
     if p.rewriting:
         return False
     while p.pending.first is not NULL:
@@ -402,12 +406,11 @@ cdef bint append_pending(WriterState* w, Partition* p) noexcept nogil:
         p.pending_bytes -= batch.capacity
         p.appended_offset = batch.builder.base_offset + batch.builder.count
         p.appended_timestamp = batch.builder.max_timestamp
-        for i in range(RINGS_MAX):
-            p.appended[i] = batch.sequences[i]
+        copy_sequences(w, p.appended, batch.sequences)
         bump(&w.batches, 1)
         bump(&w.log_bytes, batch.finished_bytes)
         if not batch.was_appended:
-            count_records(p, batch)
+            count_records(w, p, batch)
         push_batch(&p.kept, batch)
     if p.full_disk:
         clear_full_disk(w, p)
@@ -421,7 +424,7 @@ cdef bint append_open_batch(WriterState* w, Partition* p) noexcept nogil:
             release_buffer(w, p.open)
             p.open = NULL
         else:
-            finish_batch(p)
+            finish_batch(w, p)
     if p.full_disk:
         return False                # tried again by `retry_full_disk`
     return append_pending(w, p)
@@ -447,7 +450,6 @@ cdef bint rewrite(WriterState* w, Partition* p) noexcept nogil:
     """Seal at the durable offset; write everything that is not durable again, to a new segment."""
     cdef BatchList again
     cdef Batch* batch
-    cdef int i
     again.first = again.last = NULL
     p.rewriting = False
     p.rewritten = True
@@ -463,8 +465,7 @@ cdef bint rewrite(WriterState* w, Partition* p) noexcept nogil:
     p.pending = again
     p.appended_offset = p.durable.durable_offset
     p.appended_timestamp = p.durable.last_timestamp
-    for i in range(RINGS_MAX):
-        p.appended[i] = p.durable_sequence[i]
+    copy_sequences(w, p.appended, p.durable_sequence)
     judge_trouble(p)
     mark_dirty(w, p)
     bell(w.health_fd)
@@ -476,7 +477,6 @@ cdef bint rewrite(WriterState* w, Partition* p) noexcept nogil:
 # -- committing -------------------------------------------------------------------------------------------------------
 
 cdef bint prepare_commit(WriterState* w, Partition* p) noexcept nogil:
-    cdef uint64_t i
     if gw_load_relaxed(&p.failed):
         drop_everything(w, p)
         return False
@@ -491,8 +491,7 @@ cdef bint prepare_commit(WriterState* w, Partition* p) noexcept nogil:
             active_flush_indexes(w.ops, p.active)
     mark_appended(p, &p.commit_mark)
     p.commit_fd = p.active.log.fd if p.active is not NULL else -1
-    for i in range(RINGS_MAX):
-        p.commit_sequence[i] = p.appended[i]
+    copy_sequences(w, p.commit_sequence, p.appended)
     move_batches(&p.kept, &p.commit_batches)
     if gw_planted("buffers freed early"):
         release_buffers(w, &p.commit_batches)
@@ -517,7 +516,6 @@ cdef void free_sealed(Partition* p) noexcept nogil:
 
 
 cdef void collect_partition(WriterState* w, Partition* p) noexcept nogil:
-    cdef int i
     p.in_commit = False
     if gw_load_relaxed(&p.failed):
         free_sealed(p)
@@ -533,8 +531,7 @@ cdef void collect_partition(WriterState* w, Partition* p) noexcept nogil:
         return
     free_sealed(p)
     p.durable = p.commit_mark
-    for i in range(RINGS_MAX):
-        p.durable_sequence[i] = p.commit_sequence[i]
+    copy_sequences(w, p.durable_sequence, p.commit_sequence)
     if p.commit_sync_mark:
         p.mark_synced_position = p.commit_mark.position
         p.mark_unsynced = False
