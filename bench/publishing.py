@@ -79,13 +79,15 @@ def nats_connection(port: int) -> socket.socket:
 
 
 @contextlib.contextmanager
-def nats_server(directory: Path, *, sync_interval: str | None = None) -> Iterator[int]:
-    """A JetStream server with a stream of files for plant.>; gives its port."""
+def nats_server(directory: Path, *, sync_interval: str | None = None, mqtt_port: int | None = None) -> Iterator[int]:
+    """A JetStream server with a stream of files for plant.>, which is plant/# over MQTT; gives its port."""
     port = free_port()
     sync = f"sync_interval: {sync_interval}" if sync_interval else ""
+    mqtt = f'server_name: "bench"\nmqtt {{ listen: "127.0.0.1:{mqtt_port}" }}\n' if mqtt_port else ""
     config = directory / "nats.conf"
     config.write_text(
-        f'listen: "127.0.0.1:{port}"\njetstream {{ store_dir: "{directory / "nats"}"\n{sync} }}\n', encoding="utf-8"
+        f'listen: "127.0.0.1:{port}"\njetstream {{ store_dir: "{directory / "nats"}"\n{sync} }}\n{mqtt}',
+        encoding="utf-8",
     )
     process = subprocess.Popen(
         [nats_server_program(), "-c", str(config)],
@@ -94,7 +96,8 @@ def nats_server(directory: Path, *, sync_interval: str | None = None) -> Iterato
         stdin=subprocess.DEVNULL,
     )
     try:
-        wait_for_port(port, process)
+        for each in filter(None, (port, mqtt_port)):
+            wait_for_port(each, process)
         with nats_connection(port) as connection:
             stream = {"name": "bench", "subjects": ["plant.>"], "storage": "file", "num_replicas": 1}
             jetstream_request(connection, "$JS.API.STREAM.CREATE.bench", {**stream, "retention": "limits"})
