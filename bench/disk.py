@@ -7,6 +7,7 @@ import ctypes
 import json
 import os
 import shutil
+import statistics
 import subprocess
 import time
 from pathlib import Path
@@ -128,3 +129,30 @@ def drop_caches() -> bool:
     except OSError:
         return False
     return True
+
+
+def synced_writes(directory: Path, bytes_per_s: float, interval_s: float, seconds: float) -> list[float]:
+    """One pwrite into a preallocated file and one fdatasync every interval, at this rate: the ms each pair took."""
+    block = b"x" * round(bytes_per_s * interval_s)
+    took: list[float] = []
+    descriptor = os.open(directory / "bare", os.O_RDWR | os.O_CREAT)
+    try:
+        os.posix_fallocate(descriptor, 0, len(block) * (round(seconds / interval_s) + 1))
+        os.fsync(descriptor)
+        start = time.perf_counter()
+        position, due = 0, start
+        while due < start + seconds:
+            time.sleep(max(0.0, due - time.perf_counter()))
+            begin = time.perf_counter()
+            os.pwrite(descriptor, block, position)
+            os.fdatasync(descriptor)
+            took.append((time.perf_counter() - begin) * 1e3)
+            position += len(block)
+            due = max(due + interval_s, time.perf_counter())
+    finally:
+        os.close(descriptor)
+    return took
+
+
+def p99(values: list[float]) -> float:
+    return statistics.quantiles(values, n=100)[98]

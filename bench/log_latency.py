@@ -10,7 +10,6 @@ intake thread does under load.
 from __future__ import annotations
 
 import os
-import statistics
 import time
 from pathlib import Path
 from typing import NamedTuple
@@ -18,6 +17,7 @@ from typing import NamedTuple
 from gateway_native.ring import WANTS_ACK
 
 from bench.common import Result, duration_s, median, scratch
+from bench.disk import p99, synced_writes
 from bench.recorder import recording
 
 RATE = 100_000
@@ -58,28 +58,10 @@ def our_round(directory: Path, storage: str, tick_ns: int, seconds: float) -> Ro
 
 def bare_round(directory: Path, bytes_per_s: float, seconds: float) -> Round:
     """One pwrite and one fdatasync every linger."""
-    interval_s = LINGER_MS / 1e3
-    block = b"x" * round(bytes_per_s * interval_s)
-    took: list[float] = []
-    descriptor = os.open(directory / "bare", os.O_RDWR | os.O_CREAT)
-    try:
-        os.posix_fallocate(descriptor, 0, len(block) * (round(seconds / interval_s) + 1))
-        os.fsync(descriptor)
-        start = time.perf_counter()
-        position, due = 0, start
-        while due < start + seconds:
-            time.sleep(max(0.0, due - time.perf_counter()))
-            begin = time.perf_counter()
-            os.pwrite(descriptor, block, position)
-            os.fdatasync(descriptor)
-            took.append((time.perf_counter() - begin) * 1e3)
-            position += len(block)
-            due = max(due + interval_s, time.perf_counter())
-        elapsed_s = time.perf_counter() - start
-    finally:
-        os.close(descriptor)
-    p99 = statistics.quantiles(took, n=100)[98]
-    return Round(median(took), p99, max(took), len(took) / elapsed_s, position / elapsed_s, 0.0)
+    start = time.perf_counter()
+    took = synced_writes(directory, bytes_per_s, LINGER_MS / 1e3, seconds)
+    elapsed_s = time.perf_counter() - start
+    return Round(median(took), p99(took), max(took), len(took) / elapsed_s, bytes_per_s, 0.0)
 
 
 def middle(rounds: list[Round]) -> Round:
