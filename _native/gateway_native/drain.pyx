@@ -42,7 +42,9 @@ cdef extern from "atomics.h" nogil:
 cdef enum:
     # Rings are drained in turns, so after a stall one ring's records may be this much older than another's.
     LAG_MS_MAX = 300000
-    AHEAD_RECORDS = 16              # so far ahead the processor is asked for what they touch
+    AHEAD_STEP = 8                  # records, and three steps: so far ahead the processor is asked for what they touch
+    AHEAD_MAX = 32
+    CACHE_LINE_BYTES = 64
     CLOCK_TEXT_BYTES = 80
     CLOCK_RECORD_BYTES = 160        # bound of a whole clock record in a batch
 
@@ -170,50 +172,46 @@ cdef bint take_record(WriterState* w, uint64_t ring_index, RingSlot* slot) noexc
     return True
 
 
-cdef struct Ahead:                  # a cursor that runs ahead of the one that takes records
-    uint64_t position
-    uint64_t records                # so many ahead
+cdef struct Ahead:                  # a cursor that runs ahead of the one that takes records; counts since the turn began
+    uint64_t position               # of the next slot to look at
+    uint64_t seen                   # records whose partitions' lines were asked for
+    uint64_t batches                # … whose batches'
+    uint64_t ends                   # … and whose batches' ends
+    uint64_t taken
+    Partition* partitions[AHEAD_MAX]    # of those seen and not taken, in a circle
 
 
-cdef inline RingSlot* look_ahead(RingState* ring, Ahead* ahead, uint64_t position, uint64_t records) noexcept nogil:
-    """The next slot to look at, as long as fewer than `records` lie between; NULL: none now."""
-    cdef RingSlot* slot
-    if ahead.position <= position:
-        ahead.position = position
-        ahead.records = 0
-    if ahead.records == records:
-        return NULL
-    slot = ring_peek(ring, &ahead.position)
-    if slot is not NULL:
-        ahead.position += slot.size
-        ahead.records += 1
-    return slot
-
-
-cdef inline void fetch_ahead(WriterState* w, uint64_t index, Ahead* partitions, Ahead* batches) noexcept nogil:
+cdef inline void fetch_ahead(WriterState* w, uint64_t index, Ahead* ahead) noexcept nogil:
     """Where many partitions take turns, nothing of what the next records touch is in the processor's caches: ask in time.
 
-    First for a partition's own lines; when these have come, for those of its open batch, to which it points.
+    First for a partition's own lines; when these have come, for those of its open batch, to which it points; when these
+    have, for the place in the batch's buffer where the record will be.
     """
     cdef RingState* ring = w.rings[index]
-    cdef uint64_t position = w.positions[index]
-    cdef RingSlot* slot = look_ahead(ring, partitions, position, AHEAD_RECORDS)
+    cdef RingSlot* slot
     cdef Partition* p
-    while slot is not NULL:
-        p = w.partitions[slot.partition]
+    while ahead.seen < ahead.taken + 3 * AHEAD_STEP:
+        slot = ring_peek(ring, &ahead.position)
+        if slot is NULL:
+            break
+        ahead.position += slot.size
+        p = ahead.partitions[ahead.seen % AHEAD_MAX] = w.partitions[slot.partition]
         gw_prefetch(p)
         gw_prefetch(&p.drained[index])
-        slot = look_ahead(ring, partitions, position, AHEAD_RECORDS)
-    slot = look_ahead(ring, batches, position, AHEAD_RECORDS // 2)
-    while slot is not NULL:
-        p = w.partitions[slot.partition]
+        ahead.seen += 1
+    while ahead.batches < min(ahead.seen, ahead.taken + 2 * AHEAD_STEP):
+        p = ahead.partitions[ahead.batches % AHEAD_MAX]
         if p.open is not NULL:
             gw_prefetch(&p.open.builder)
             gw_prefetch(&p.open.shares[index])
+        ahead.batches += 1
+    while ahead.ends < min(ahead.batches, ahead.taken + AHEAD_STEP):
+        p = ahead.partitions[ahead.ends % AHEAD_MAX]
+        if p.open is not NULL:
             gw_prefetch(p.open.builder.data + p.open.builder.length)
-        slot = look_ahead(ring, batches, position, AHEAD_RECORDS // 2)
-    partitions.records -= 1             # the record that is taken next
-    batches.records -= 1
+            gw_prefetch(p.open.builder.data + p.open.builder.length + CACHE_LINE_BYTES)
+        ahead.ends += 1
+    ahead.taken += 1                    # the record that is taken next
 
 
 cdef bint drain_ring(WriterState* w, uint64_t index) noexcept nogil:
@@ -222,15 +220,16 @@ cdef bint drain_ring(WriterState* w, uint64_t index) noexcept nogil:
     cdef uint64_t start = w.positions[index]
     cdef uint64_t end = start + DRAIN_BYTES
     cdef bint crowded = is_crowded(w)
-    cdef Ahead partitions, batches
+    cdef Ahead ahead
     cdef RingSlot* slot
-    partitions.position = batches.position = partitions.records = batches.records = 0
+    ahead.position = start
+    ahead.seen = ahead.batches = ahead.ends = ahead.taken = 0
     while w.positions[index] < end:
         slot = ring_peek(ring, &w.positions[index])
         if slot is NULL:
             break
         if crowded:
-            fetch_ahead(w, index, &partitions, &batches)
+            fetch_ahead(w, index, &ahead)
         if not take_record(w, index, slot):
             w.blocked_rings |= <uint32_t>1 << index
             break

@@ -30,6 +30,7 @@ from gateway_native.state cimport (
     gw_realtime_ns,
     gw_store_release,
     gw_store_seq,
+    is_crowded,
     monotonic_ns,
 )
 
@@ -61,7 +62,7 @@ cdef enum:
     QUIET_WAITING_MAX = 128
     # Who publishes while others' records are being synced waits for nobody: that is no such group. A few are late.
     QUIET_LATE_PART = 4
-    # Where nobody waits for an acknowledgement, few bytes may wait this long for company.
+    # Where nobody waits for an acknowledgement, few bytes may wait this long for company: see `relaxed_bytes`.
     RELAXED_SPACING_NS = 100000000
     RELAXED_BYTES = 1048576
 
@@ -130,9 +131,16 @@ cdef void collect_commit(WriterState* w) noexcept nogil:
         p = p.next_commit
     w.commit_list = NULL
     w.commits_ended += 1
+    w.collected_ns = monotonic_ns(w)
     w.waiting_in_commit = w.dirty_waiting
     w.starved = False
     gw_store_release(&w.commit_state, COMMIT_IDLE)
+
+
+cdef inline uint64_t relaxed_bytes(WriterState* w) noexcept nogil:
+    """How much may wait. Many partitions cost a batch and a file to be synced each: theirs is half of the buffers, of which
+    the commit under way may hold the other half."""
+    return max(w.buffer_bytes_max // 2, <uint64_t>RELAXED_BYTES) if is_crowded(w) else RELAXED_BYTES
 
 
 cdef uint64_t commit_due(WriterState* w) noexcept nogil:
@@ -148,8 +156,9 @@ cdef uint64_t commit_due(WriterState* w) noexcept nogil:
                 or w.waiting_in_commit * QUIET_LATE_PART > w.dirty_waiting:
             return due
         return due if due < w.last_arrival_ns + QUIET_NS else w.last_arrival_ns + QUIET_NS
-    if w.dirty_bytes < RELAXED_BYTES and linger < RELAXED_SPACING_NS:
-        linger = RELAXED_SPACING_NS
+    if w.dirty_bytes < relaxed_bytes(w) and linger < RELAXED_SPACING_NS:
+        # After a commit that took longer than this the next would else begin at once, with next to nothing in it.
+        return w.collected_ns + RELAXED_SPACING_NS
     return w.last_commit_ns + linger
 
 

@@ -194,7 +194,8 @@ cdef struct WriterState:
     uint64_t dirty_waiting          # records since the last commit whose senders wait
     uint64_t waiting_in_commit      # how many of these had come when the last commit ended
     uint64_t last_arrival_ns
-    uint64_t last_commit_ns
+    uint64_t last_commit_ns         # when it began …
+    uint64_t collected_ns           # … and when its end was seen
     uint64_t full_partitions        # with `full_disk`
     uint64_t refusing_partitions
     uint64_t retry_ns

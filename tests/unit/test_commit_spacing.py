@@ -1,0 +1,115 @@
+"""When the writer commits where nobody waits for an acknowledgement. The test is the clock and takes each step."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from gateway_native.ring import WANTS_ACK
+from gateway_native.writer import ManualClock, Writer
+
+MS = 1_000_000
+T0_NS = 1_700_000_000_000 * MS
+BUFFERS = 4 << 20
+MANY = 20  # more partitions than the writer calls few
+VALUE = bytes(10_000)
+
+
+class Stepped:
+    """A writer whose threads are the test, on a disk that is as slow as the test wants."""
+
+    def __init__(self, directory: Path, partitions: int) -> None:
+        directory.mkdir(exist_ok=True)
+        self.clock = ManualClock(realtime_ns=T0_NS)
+        self.writer = Writer("pwrite", clock=self.clock, buffer_bytes=BUFFERS)
+        for number in range(partitions):
+            self.writer.add_partition(str(directory / f"s{number}-0"))
+        self.ring = self.writer.ring("r", 8 << 20)
+        self.partitions = partitions
+        # Every partition's first record has its files made and its first commit.
+        self.put_each(b"first")
+        self.take()
+        self.sync()
+        self.take()
+        assert all(self.writer.partition_state(number)["durable_offset"] == 1 for number in range(partitions))
+
+    def pass_time(self, milliseconds: int) -> None:
+        self.clock.monotonic_ns += milliseconds * MS
+        self.clock.realtime_ns += milliseconds * MS
+
+    def put_each(self, value: bytes, flags: int = 0) -> None:
+        for number in range(self.partitions):
+            assert self.ring.append(number, b"", value, b"", self.clock.realtime_ns, flags)
+
+    def take(self) -> None:
+        """The writer alone: a commit that it begins stays under way."""
+        for _ in range(16):
+            self.writer.step_writer()
+
+    def sync(self) -> None:
+        self.writer.step_flusher()
+
+    @property
+    def commits(self) -> int:
+        return int(self.writer.counters["commits"])
+
+
+def test_the_spacing_counts_from_the_end_of_a_slow_commit(tmp_path: Path) -> None:
+    """Else the next would begin at once with next to nothing in it, as often as a slow disk allows."""
+    stepped = Stepped(tmp_path, 1)
+    stepped.pass_time(100)
+    stepped.put_each(b"1")
+    stepped.take()
+    began = stepped.commits
+    stepped.pass_time(300)  # so long it takes
+    stepped.put_each(b"2")
+    stepped.sync()
+    stepped.take()
+    stepped.pass_time(99)
+    stepped.take()
+    assert stepped.commits == began
+    stepped.pass_time(1)
+    stepped.take()
+    assert stepped.commits == began + 1
+
+
+def test_who_waits_for_an_acknowledgement_is_not_held_up_by_a_slow_commit(tmp_path: Path) -> None:
+    stepped = Stepped(tmp_path, 1)
+    stepped.pass_time(100)
+    stepped.put_each(b"1", WANTS_ACK)
+    stepped.take()
+    began = stepped.commits
+    stepped.pass_time(300)
+    stepped.put_each(b"2", WANTS_ACK)
+    stepped.sync()
+    stepped.take()
+    assert stepped.commits == began + 1
+
+
+def commits_after(stepped: Stepped, records_each: int) -> int:
+    """How many commits begin within 20 ms when so many records of 10 kB have come for each partition."""
+    began = stepped.commits
+    stepped.pass_time(10)
+    for _ in range(records_each):
+        stepped.put_each(VALUE)
+    stepped.take()
+    stepped.pass_time(10)
+    stepped.take()
+    return stepped.commits - began
+
+
+def test_few_partitions_wait_for_a_mebibyte(tmp_path: Path) -> None:
+    assert commits_after(Stepped(tmp_path / "a", 1), 100) == 0
+    assert commits_after(Stepped(tmp_path / "b", 1), 110) == 1
+
+
+def test_many_partitions_wait_for_half_of_the_buffers(tmp_path: Path) -> None:
+    """Each costs a batch and a file to be synced, so more is to come together; a second is never waited for."""
+    assert MANY * 11 * len(VALUE) > BUFFERS // 2
+    assert commits_after(Stepped(tmp_path / "a", MANY), 10) == 0
+    assert commits_after(Stepped(tmp_path / "b", MANY), 11) == 1
+    stepped = Stepped(tmp_path / "c", MANY)
+    assert commits_after(stepped, 1) == 0
+    began = stepped.commits
+    stepped.pass_time(80)
+    stepped.take()
+    assert stepped.commits == began + 1
