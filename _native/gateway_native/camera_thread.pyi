@@ -20,13 +20,14 @@ TEXT: Final[int]
 RUN: Final[int]
 """A run began. number: its id. The first one says that the camera is recording."""
 PICTURE: Final[int]
-"""The picture's size or its parameter sets changed. number: width << 32 | height, 0 unknown; data: codec."""
+"""The parameter sets changed, or an image's size; also at the first picture. data: the newest sequence parameter set, whose
+size `gateway.nal.picture_size` reads; b"" for JPEG, where number is width << 32 | height."""
 STALLED: Final[int]
 """No access unit in max(5 s, 10 frame intervals). number: ms since the last one, or since `add`. Said once a stall."""
 RESUMED: Final[int]
 """Access units come again after STALLED."""
 LOST: Final[int]
-"""Something is missing in the stream; at most one a second, camera and reason. number: one of LOST_*; data: see LOSS."""
+"""Something is missing in the stream; at most one a second, camera and reason. number: LOST_*; data: see LOSS."""
 GOODBYE: Final[int]
 """The camera sent an RTCP BYE: the run is over. The connection stays until somebody closes it."""
 
@@ -75,13 +76,13 @@ class Camera:
         """Counters since this object was made, any time, from any thread.
 
         units, keyframes, bytes (of values recorded); packets, packet_bytes, lost_packets, duplicate_packets,
-        late_packets, other_packets (of payload types, channels and SSRCs that are not the camera's), unsupported_packets
-        (payload structures that are not read), damaged_units, lost_units (no room, oversized, or nothing left of them),
-        oversized, refused (by a full disk), skipped_before_key, clock_jumps, parameter_changes, restarts (of sequence
-        numbers), goodbyes, reports (sender reports read).
+        late_packets, other_packets (of payload types, channels and SSRCs that are not the camera's, or no RTP at all),
+        unsupported_packets (payload structures that are not read), damaged_units, lost_units (no room, oversized, or
+        nothing left of them), oversized, refused (by a full disk), skipped_before_key, clock_jumps, ssrc_changes,
+        restarts (of sequence numbers), parameter_changes, goodbyes, reports (sender reports read).
 
-        last_unit_ns (receive time, 0: none), last_key_ns, width, height (0: unknown), and of the last seconds: fps,
-        bits_per_second, jitter_ns (RFC 3550 §6.4.1) as float.
+        last_unit_ns and last_key_ns (receive time, 0: none); and of the last seconds: fps, bits_per_second, jitter_ns
+        (RFC 3550 §6.4.1, taken once a time stamp).
         """
 
 class CameraThread:
@@ -115,8 +116,8 @@ class CameraThread:
         """Take a connection over after PLAY was sent; its handle. Arguments as `rtp.Receiver`.
 
         fd: a connected socket; it becomes the thread's, which closes it (pass a duplicate of one that asyncio holds).
-        received: what was read from it beyond the last reply that Python wants; the reply to PLAY may be in it, and then
-        comes as TEXT. Raises ValueError for arguments that cannot be, a camera that has a connection, or one too many;
+        received: what was read from it beyond the last reply that Python wants; the reply to PLAY may be in it, and
+        then comes as TEXT. Raises ValueError for arguments that cannot be, a camera that has a connection, or one too many;
         the descriptor is then still the caller's.
         """
 
