@@ -46,7 +46,7 @@ _BY_NUMBER = {
 }
 
 
-def of_system(number: int | None, text: str = "") -> Failure:
+def of_system(number: int | None, text: str | None = None) -> Failure:
     """What an errno of a socket means; text: what else is known."""
     if number in _BY_NUMBER:
         return Failure(*_BY_NUMBER[number])
