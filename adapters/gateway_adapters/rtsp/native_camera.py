@@ -47,8 +47,7 @@ class NativeCamera:
         self._config = config
         self._context = context
         self._logger = context.logger
-        password = config.password.get_secret_value() if config.password is not None else None
-        self._credentials = Credentials(config.username, password)
+        self._credentials = Credentials.of(config)
         backoff = Backoff(config.reconnect_min_ns, config.reconnect_max_ns)
         self._health = Health(name, context.logger, backoff)
         self._thread: NativeThread | None = None

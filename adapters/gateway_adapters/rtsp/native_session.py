@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
+from gateway.config import CameraConfig
 from gateway_adapters.rtsp.authentication import Authenticator
 from gateway_adapters.rtsp.failures import Failure, of_system, shown
 from gateway_adapters.rtsp.protocol import Client, Redirected
@@ -49,6 +50,12 @@ class Credentials:
 
     def __repr__(self) -> str:
         return f"Credentials({self.username!r})"
+
+    @classmethod
+    def of(cls, config: CameraConfig) -> Credentials:
+        """A configured camera's."""
+        password = config.password.get_secret_value() if config.password is not None else None
+        return cls(config.username, password)
 
 
 @dataclass

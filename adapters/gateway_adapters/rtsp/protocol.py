@@ -87,6 +87,11 @@ class Client:
         return self.description is not None if self._describe_only else self.playing is not None
 
     @property
+    def authentication(self) -> str:
+        """What the camera asked for: "", "basic", "digest MD5"…"""
+        return self._authenticator.scheme
+
+    @property
     def waits_for(self) -> str:
         """The request that is not answered yet."""
         return self._asked[0] if self._asked else ""
