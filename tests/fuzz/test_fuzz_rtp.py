@@ -39,7 +39,7 @@ def test_seeds_are_streams() -> None:
         outcome = target_rtp.connection(data[0], [data[target_rtp.OPTION_BYTES :]])
         assert outcome.fault is None
         if "loss" in name:
-            assert outcome.statistics["late_packets"] == outcome.statistics["lost_packets"] == 1
+            assert outcome.statistics["duplicate_packets"] == outcome.statistics["lost_packets"] == 1
         else:
             assert len(outcome.units) >= 2
             assert len(outcome.texts) == 1
