@@ -257,5 +257,10 @@ cdef class Receiver:
         return PyBytes_FromStringAndSize(<const char*>to, session_report(&self.session, to, <uint64_t>now_ns))
 
     @property
+    def memory_bytes(self) -> int:
+        """Of blocks in use."""
+        return self.pool.used_bytes
+
+    @property
     def statistics(self) -> dict:
         return counters_of(&self.counters)
