@@ -318,6 +318,14 @@ def test_oversized_unit() -> None:
     ]
 
 
+def test_oversized_key_frame_at_the_beginning() -> None:
+    """A camera whose key frames are all too large is not only skipped over: what is lost is said."""
+    each = receiver(unit_bytes_max=3_000)
+    found = receive(each, h264([KEY, OTHER, [SPS, PPS, IDR[:100]]]))
+    assert [(unit.value, unit.lost) for unit in found] == [(nal.join([SPS, PPS, IDR[:100]]), 1)]
+    assert each.statistics["skipped_before_key"] == 1
+
+
 # -- time -------------------------------------------------------------------------------------------------------------
 
 
