@@ -167,6 +167,7 @@ cdef dict counters_of(const RtpCounters* counters):
         "parameter_changes": gw_load_relaxed(&counters.parameter_changes),
         "goodbyes": gw_load_relaxed(&counters.goodbyes),
         "reports": gw_load_relaxed(&counters.reports),
+        "wrong_markers": gw_load_relaxed(&counters.wrong_markers),
         "jitter_ns": gw_load_relaxed(&counters.jitter_ns),
     }
 

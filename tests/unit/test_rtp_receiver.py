@@ -192,6 +192,22 @@ def test_several_slices() -> None:
     ]
 
 
+def test_marker_on_every_slice() -> None:
+    """It is found out with the first picture of several slices; from then on time stamps tell."""
+    picture = [SLICE[:200], LATER_SLICE, LATER_SLICE]
+    each = receiver()
+    found = receive(each, [replace(packet, marker=True) for packet in h264([KEY, picture, picture, picture])])
+    assert [unit.value for unit in found] == [
+        nal.join(KEY),
+        nal.join(picture[:1]),
+        nal.join(picture[1:]),
+        nal.join(picture),
+        nal.join(picture),
+    ]
+    assert [unit.damaged for unit in found] == [False, False, True, False, True]
+    assert each.statistics["wrong_markers"] == 1
+
+
 def test_picture_without_its_first_slice() -> None:
     """Its head is missing, though no sequence number says so."""
     found = receive(receiver(), h264([KEY, [LATER_SLICE]]))
@@ -300,6 +316,14 @@ def test_oversized_unit() -> None:
         (nal.join([SPS, PPS, IDR[:100]]), 0),
         (nal.join([SLICE[:90]]), 1),
     ]
+
+
+def test_oversized_key_frame_at_the_beginning() -> None:
+    """A camera whose key frames are all too large is not only skipped over: what is lost is said."""
+    each = receiver(unit_bytes_max=3_000)
+    found = receive(each, h264([KEY, OTHER, [SPS, PPS, IDR[:100]]]))
+    assert [(unit.value, unit.lost) for unit in found] == [(nal.join([SPS, PPS, IDR[:100]]), 1)]
+    assert each.statistics["skipped_before_key"] == 1
 
 
 # -- time -------------------------------------------------------------------------------------------------------------
