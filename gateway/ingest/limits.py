@@ -14,7 +14,7 @@ from gateway.errors import ConfigError
 
 DESCRIPTORS_PER_STREAM = 6
 DESCRIPTORS_PER_RING = 2
-# Libraries, pipes, cameras' sockets, recovery, the log.
+# Libraries, pipes, recovery, the log.
 DESCRIPTORS_MARGIN = 64
 # A mapped tail, and the one that is being sealed.
 MAPPINGS_PER_STREAM = 2
@@ -62,8 +62,9 @@ SESSION_RING_BYTES = 2**20
 
 
 def rings(config: Config) -> int:
-    """A large ring for each listener and each subscriber; the cameras share one."""
-    return len(config.mqtt.listeners) + len(config.mqtt.subscribers) + bool(config.cameras)
+    """A large ring for each listener and each subscriber; the cameras of each engine share one."""
+    engines = {camera.engine_used for camera in config.cameras.values()}
+    return len(config.mqtt.listeners) + len(config.mqtt.subscribers) + len(engines)
 
 
 def session_rings_bytes(config: Config) -> int:
@@ -80,6 +81,7 @@ def _descriptors(config: Config) -> Sum:
     streams = len(config.written_streams())
     connections = sum(listener.connections_max for listener in config.mqtt.listeners.values())
     others = DESCRIPTORS_PER_RING * (rings(config) + len(config.mqtt.listeners)) + DESCRIPTORS_MARGIN
+    others += len(config.cameras)  # a socket each
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     return Sum(
         "descriptors",
