@@ -7,17 +7,17 @@ from libc.errno cimport EAGAIN, EINTR, errno
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.stdio cimport snprintf
 from libc.stdlib cimport free
-from libc.string cimport memcpy, memmove, memset, strlen
+from libc.string cimport memcpy, memset, strlen
 
 from gateway_native.camera_record cimport NUMBER_BYTES
 from gateway_native.camera_thread cimport *
 from gateway_native.intake_messages cimport Message, mailbox_post, message_data, message_need, message_new
+from gateway_native.outbox cimport OUTBOX_FULL, outbox_drop, outbox_flush, outbox_write
 from gateway_native.ring cimport ring_publish
 from gateway_native.rtp cimport (
     CODEC_JPEG, REPORT_BYTES, session_end, session_feed, session_free, session_front, session_picture, session_report)
-from gateway_native.rtp_blocks cimport buffer_drop, buffer_room
 from gateway_native.sockets cimport (
-    EPOLLERR, EPOLLHUP, EPOLLIN, EPOLLOUT, MSG_DONTWAIT, MSG_NOSIGNAL, SHUT_WR, c_close, recv, send, shutdown, watch)
+    EPOLLERR, EPOLLHUP, EPOLLIN, EPOLLOUT, MSG_DONTWAIT, SHUT_WR, c_close, recv, shutdown, watch)
 from gateway_native.state cimport bump
 
 cdef extern from "atomics.h" nogil:
@@ -147,7 +147,7 @@ cdef inline void connection_close(ThreadState* it, Connection* c) noexcept nogil
     it.connections[c.index] = NULL
     c_close(c.fd)                       # epoll forgets it by itself
     session_free(&c.rtp)
-    buffer_drop(&it.pool, &c.out)
+    outbox_drop(&c.out)
     free(c)
     gw_store_relaxed(&it.open, it.open - 1)
 
@@ -175,52 +175,33 @@ cdef inline void connection_settle(ThreadState* it, Connection* c) noexcept nogi
 
 # -- writing ----------------------------------------------------------------------------------------------------------
 
-cdef inline void out_keep(Connection* c, const uint8_t* data, size_t size) noexcept nogil:
-    """What the socket did not take."""
-    if c.out_start:
-        c.out.size -= c.out_start
-        memmove(c.out.data, c.out.data + c.out_start, c.out.size)
-        c.out_start = 0
-    if c.out.size + size > OUT_BYTES_MAX or not buffer_room(&c.thread.pool, &c.out, size):
-        connection_broken(c, CAUSE_DEAF, 0)
-        return
-    if c.out.size == 0:
-        c.deaf_since = c.thread.second
-    memcpy(c.out.data + c.out.size, data, size)
-    c.out.size += size
-
-
 cdef inline void out_write(Connection* c, const uint8_t* data, size_t size) noexcept nogil:
     """In order, behind what waits already."""
-    cdef ssize_t sent = 0
+    cdef bint waited = c.out.size > 0
+    cdef int error
     if c.cause != CAUSE_NONE or size == 0:
         return
-    if c.out.size == 0:
-        sent = send(c.fd, data, size, MSG_NOSIGNAL | MSG_DONTWAIT)
-        if sent < 0:
-            if errno != EAGAIN and errno != EINTR:
-                connection_broken(c, CAUSE_SOCKET, errno)
-                return
-            sent = 0
-    if <size_t>sent < size:
-        out_keep(c, data + sent, size - sent)
+    error = outbox_write(&c.out, c.fd, data, size, OUT_BYTES_MAX)
+    if error == OUTBOX_FULL:
+        connection_broken(c, CAUSE_DEAF, 0)
+    elif error:
+        connection_broken(c, CAUSE_SOCKET, error)
+    elif c.out.size and not waited:
+        c.deaf_since = c.thread.second
 
 
 cdef inline void out_flush(Connection* c) noexcept nogil:
     """The socket takes more."""
-    cdef ssize_t sent = send(c.fd, c.out.data + c.out_start, c.out.size - c.out_start, MSG_NOSIGNAL | MSG_DONTWAIT)
-    if sent < 0:
-        if errno != EAGAIN and errno != EINTR:
-            connection_broken(c, CAUSE_SOCKET, errno)
-        return
-    c.out_start += sent
-    c.deaf_since = c.thread.second
-    if c.out_start == c.out.size:
-        buffer_drop(&c.thread.pool, &c.out)
-        c.out_start = 0
+    cdef size_t before = c.out.size
+    cdef int error = outbox_flush(&c.out, c.fd)
+    if error:
+        connection_broken(c, CAUSE_SOCKET, error)
+    if c.out.size == 0:
         c.deaf_since = 0
-        if c.leaving:
-            shutdown(c.fd, SHUT_WR)
+    elif c.out.size < before:
+        c.deaf_since = c.thread.second
+    if c.leaving and c.out.size == 0:
+        shutdown(c.fd, SHUT_WR)
 
 
 cdef inline void connection_leave(Connection* c, const uint8_t* last, size_t size) noexcept nogil:

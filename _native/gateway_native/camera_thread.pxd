@@ -16,9 +16,10 @@ A handle is index and generation, so that a late command cannot hit a connection
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 
 from gateway_native.intake_messages cimport Mailbox, Message
+from gateway_native.outbox cimport Outbox
 from gateway_native.ring cimport Ring, RingState
 from gateway_native.rtp cimport RtpCounters, RtpSession
-from gateway_native.rtp_blocks cimport BlockPool, Buffer
+from gateway_native.rtp_blocks cimport BlockPool
 
 cdef enum:
     TICK_NS = 4000000               # between two looks while anything comes
@@ -112,8 +113,7 @@ cdef struct Connection:
     bint over                       # … now
     bint leaving                    # our last word is said; only the camera's end is awaited
     uint64_t left_at                # second
-    Buffer out                      # what the socket did not take …
-    size_t out_start                # … from here on
+    Outbox out                      # what the socket did not take
     uint64_t deaf_since             # second; 0: everything was taken
     uint64_t reported_at            # second
     uint64_t added_ns               # monotonic

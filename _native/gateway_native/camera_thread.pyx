@@ -33,10 +33,11 @@ from gateway_native.intake_messages cimport (
     pthread_mutex_init,
     usleep,
 )
+from gateway_native.outbox cimport outbox_drop
 from gateway_native.ring cimport ring_publish
 from gateway_native.rtp cimport (
     FRAME_BYTES_MAX, TEXT_MAX, UNIT_MAX, counters_of, session_configure, session_feed, session_free)
-from gateway_native.rtp_blocks cimport buffer_drop, pool_free
+from gateway_native.rtp_blocks cimport pool_free
 from gateway_native.sockets cimport (
     EFD_CLOEXEC,
     EFD_NONBLOCK,
@@ -277,7 +278,7 @@ cdef class CameraThread:
             if it.connections[i] != NULL:
                 c_close(it.connections[i].fd)
                 session_free(&it.connections[i].rtp)
-                buffer_drop(&it.pool, &it.connections[i].out)
+                outbox_drop(&it.connections[i].out)
                 free(it.connections[i])
         messages_free(mailbox_take(&it.events))
         for fd in (it.epoll, it.commands.bell, it.events.bell):

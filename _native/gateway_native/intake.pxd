@@ -19,6 +19,7 @@ from gateway_native.mqtt_kept cimport MqttBudget, MqttKept
 from gateway_native.mqtt_rate cimport MqttRate
 from gateway_native.mqtt_routes cimport MqttRoutes
 from gateway_native.mqtt_session cimport MqttSession
+from gateway_native.outbox cimport Outbox
 
 cdef enum:
     LISTENERS_MAX = 16
@@ -143,10 +144,7 @@ cdef struct Peer:
     uint64_t partial_since          # tick, of a packet that is not whole; 0: there is none
     uint64_t stalled_since          # tick, since it does not read; 0: it does
     uint64_t ended_at
-    uint8_t* out                    # what the socket did not take
-    size_t out_start
-    size_t out_size
-    size_t out_capacity
+    Outbox out                      # what the socket did not take
     Peer* next_waiting
     Peer* next_limited
     uint32_t next_free

@@ -27,6 +27,7 @@ from gateway_native.mqtt_aliases cimport ALIASES_MAX
 from gateway_native.mqtt_rate cimport rate_set
 from gateway_native.mqtt_routes cimport MqttRoutes, Routes
 from gateway_native.mqtt_session cimport Session
+from gateway_native.outbox cimport outbox_drop
 from gateway_native.sockets cimport (
     EFD_CLOEXEC,
     EFD_NONBLOCK,
@@ -269,7 +270,7 @@ cdef void second_passed(IntakeState* it) noexcept nogil:
 
 cdef void peer_event(IntakeState* it, Peer* p, uint32_t events) noexcept nogil:
     cdef uint32_t watched = p.armed
-    if p.out_size and events & (EPOLLOUT | EPOLLERR | EPOLLHUP):
+    if p.out.size and events & (EPOLLOUT | EPOLLERR | EPOLLHUP):
         peer_flush(it, p)
     if watched & EPOLLIN and not p.broken and events & (EPOLLIN | EPOLLERR | EPOLLHUP):
         if p.ending:
@@ -384,7 +385,7 @@ cdef class Intake:
             if self.state.peers[i].fd >= 0:
                 c_close(self.state.peers[i].fd)
             free(self.state.peers[i].kept.block)
-            free(self.state.peers[i].out)
+            outbox_drop(&self.state.peers[i].out)
             free(self.state.peers[i].mqtt.acks)
             free(self.state.peers[i])
         free(self.state.peers)

@@ -192,7 +192,7 @@ cdef inline void release_all(IntakeState* it, IntakeListener* listener) noexcept
         following = connection.next
         p = <Peer*>connection.owner
         peer_release(it, p)
-        if p.broken or p.parked or p.out_size:
+        if p.broken or p.parked or p.out.size:
             peer_settle(it, p)
         connection = following
 

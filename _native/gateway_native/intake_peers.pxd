@@ -5,8 +5,8 @@ Inline functions only; all run on the thread. None of them frees a Peer: its pla
 
 from libc.errno cimport EAGAIN, EINTR, errno
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
-from libc.stdlib cimport free, realloc
-from libc.string cimport memcpy, memmove
+from libc.stdlib cimport free
+from libc.string cimport memcpy
 
 from gateway_native.intake cimport *
 from gateway_native.intake_messages cimport Message, mailbox_post, message_data, message_need, message_new
@@ -15,14 +15,13 @@ from gateway_native.mqtt cimport (
     MqttConnection, MqttGroup, MqttText, connection_close, mqtt_parse)
 from gateway_native.mqtt_acks cimport ACKS_REFUSED, acks_release
 from gateway_native.mqtt_kept cimport kept_drop, kept_put
-from gateway_native.sockets cimport (
-    EPOLLIN, EPOLLOUT, MSG_DONTWAIT, MSG_NOSIGNAL, SHUT_WR, c_close, recv, send, shutdown, watch)
+from gateway_native.outbox cimport outbox_drop, outbox_flush, outbox_write
+from gateway_native.sockets cimport EPOLLIN, EPOLLOUT, MSG_DONTWAIT, SHUT_WR, c_close, recv, shutdown, watch
 
 cdef enum:
     LINGER_S = 2                    # after our last word: how long a peer may take to close its end
     STALLED_S = 60                  # a peer that reads nothing for so long while something waits for it is gone
     PING_BYTES = 4096               # of answers to pings written at once
-    OUT_BYTES_MIN = 256
 
 
 cdef inline uint64_t peer_handle(const Peer* p) noexcept nogil:
@@ -41,8 +40,8 @@ cdef inline Peer* peer_find(IntakeState* it, uint64_t handle) noexcept nogil:
 
 cdef inline void peer_arm(IntakeState* it, Peer* p) noexcept nogil:
     """Read exactly when something can be done with it; after the end only to see the peer's."""
-    cdef uint32_t wanted = EPOLLOUT if p.out_size else 0
-    if p.ending or not (p.parked or p.waits or p.limited or p.out_size or p.listener.paused):
+    cdef uint32_t wanted = EPOLLOUT if p.out.size else 0
+    if p.ending or not (p.parked or p.waits or p.limited or p.out.size or p.listener.paused):
         wanted |= EPOLLIN
     if watch(it.epoll, p.fd, p.armed, wanted, peer_handle(p)):
         p.armed = wanted
@@ -57,18 +56,29 @@ cdef inline void peer_forget(Peer* p) noexcept nogil:
     p.kept.direct = False
 
 
+cdef inline void peer_count_unsent(IntakeState* it, Peer* p, size_t before) noexcept nogil:
+    """What waits for the socket has changed."""
+    p.listener.unsent += p.out.size
+    p.listener.unsent -= before
+    p.listener.stalled += p.out.size > 0
+    p.listener.stalled -= before > 0
+    if p.out.size == 0:
+        p.stalled_since = 0
+    elif before == 0 or p.out.size < before:
+        p.stalled_since = it.tick       # it reads
+
+
 cdef inline void peer_close(IntakeState* it, Peer* p) noexcept nogil:
     """The socket goes, and its place is free."""
     cdef Message* message = message_need(EVENT_CLOSED, peer_handle(p))
+    cdef size_t unsent = p.out.size
     peer_forget(p)
     peer_unwait(p)
     peer_unlimit(it, p)
     message.listener = p.listener.index
     message.first = p.lost
-    out_empty(p)
-    free(p.out)
-    p.out = NULL
-    p.out_start = p.out_capacity = 0
+    outbox_drop(&p.out)
+    peer_count_unsent(it, p, unsent)
     c_close(p.fd)                   # epoll forgets it by itself
     p.fd = -1
     p.listener.sockets -= 1
@@ -79,7 +89,7 @@ cdef inline void peer_close(IntakeState* it, Peer* p) noexcept nogil:
 
 cdef inline void peer_settle(IntakeState* it, Peer* p) noexcept nogil:
     """After anything was done with it: what had arrived from a lost peer is still recorded, then it goes."""
-    if p.ending and not p.broken and not p.shut and p.out_size == 0:
+    if p.ending and not p.broken and not p.shut and p.out.size == 0:
         # Closing now, with bytes of the peer unread, would reset the connection and destroy our last word.
         p.shut = True
         shutdown(p.fd, SHUT_WR)
@@ -178,75 +188,22 @@ cdef inline void resume_limited(IntakeState* it, int64_t now_ns) noexcept nogil:
 
 # -- writing ----------------------------------------------------------------------------------------------------------
 
-cdef inline bint out_append(IntakeState* it, Peer* p, const uint8_t* data, size_t size) noexcept nogil:
-    """What the socket did not take. False: too much, or no memory."""
-    cdef size_t capacity = max(p.out_capacity, <size_t>OUT_BYTES_MIN)
-    cdef uint8_t* larger
-    if p.out_size + size > OUT_BYTES_MAX:
-        return False
-    if p.out_start:
-        memmove(p.out, p.out + p.out_start, p.out_size)
-        p.out_start = 0
-    while capacity < p.out_size + size:
-        capacity *= 2
-    if capacity != p.out_capacity:
-        larger = <uint8_t*>realloc(p.out, capacity)
-        if larger == NULL:
-            return False
-        p.out = larger
-        p.out_capacity = capacity
-    memcpy(p.out + p.out_size, data, size)
-    if p.out_size == 0:
-        p.stalled_since = it.tick
-        p.listener.stalled += 1
-    p.out_size += size
-    p.listener.unsent += size
-    return True
-
-
-cdef inline void out_empty(Peer* p) noexcept nogil:
-    """Whatever waits is sent, or never will be."""
-    if p.out_size:
-        p.listener.stalled -= 1
-        p.listener.unsent -= p.out_size
-    p.out_size = 0
-    p.stalled_since = 0
-
-
 cdef inline void peer_write(IntakeState* it, Peer* p, const uint8_t* data, size_t size) noexcept nogil:
     """In order, behind what waits already. A lost socket only marks the peer `broken`."""
-    cdef ssize_t sent = 0
+    cdef size_t unsent = p.out.size
     if p.broken or p.shut or size == 0:
         return
-    if p.out_size == 0:
-        sent = send(p.fd, data, size, MSG_NOSIGNAL | MSG_DONTWAIT)
-        if sent < 0:
-            if errno != EAGAIN and errno != EINTR:
-                p.broken = True
-                return
-            sent = 0
-    if <size_t>sent < size and not out_append(it, p, data + sent, size - sent):
-        p.broken = True
+    p.broken = outbox_write(&p.out, p.fd, data, size, OUT_BYTES_MAX) != 0
+    peer_count_unsent(it, p, unsent)
 
 
 cdef inline void peer_flush(IntakeState* it, Peer* p) noexcept nogil:
     """The socket takes more."""
-    cdef ssize_t sent = send(p.fd, p.out + p.out_start, p.out_size, MSG_NOSIGNAL | MSG_DONTWAIT)
-    if sent < 0:
-        if errno != EAGAIN and errno != EINTR:
-            p.broken = True
-            out_empty(p)
-        return
-    if <size_t>sent < p.out_size:
-        p.out_start += sent
-        p.out_size -= sent
-        p.listener.unsent -= sent
-        p.stalled_since = it.tick
-    else:
-        out_empty(p)
-        free(p.out)
-        p.out = NULL
-        p.out_start = p.out_capacity = 0
+    cdef size_t unsent = p.out.size
+    if outbox_flush(&p.out, p.fd):
+        p.broken = True
+        outbox_drop(&p.out)
+    peer_count_unsent(it, p, unsent)
 
 
 cdef inline void peer_release(IntakeState* it, Peer* p) noexcept nogil:
