@@ -31,6 +31,7 @@ _COMMANDS = {
     "read": "gateway.commands.read",
     "frame": "gateway.commands.frame",
     "export": "gateway.commands.export",
+    "replay": "gateway.commands.replay",
     "verify": "gateway.commands.verify",
     "config": "gateway.commands.config",
 }
