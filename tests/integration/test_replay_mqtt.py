@@ -149,14 +149,20 @@ async def test_mosquitto_gets_it(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert properties == {"original-time": "2023-11-14T22:13:20.017+00:00", "original-offset": "17"}
 
 
-@pytest.mark.integration
-async def test_a_broker_that_refuses(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@on_uvloop
+async def test_a_target_that_refuses(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """What may not be published is counted, and the exit code says that not all arrived."""
     (tmp_path / "acl").write_text("topic write plant/1/#\n")
     data = _recorded(tmp_path / "recorded", _rows(70))
-    with mosquitto(tmp_path / "broker", settings=[f"acl_file {tmp_path / 'acl'}"]) as broker:
-        code, report = await _replay(capsys, data, broker.port, "--speed", "max", "--qos", "1")
-    assert (code, report["messages"], report["refused"]) == (1, 70, 60)
+    settings = {
+        "bind": "127.0.0.1:0",
+        "routes": [{"filter": "#", "stream": "again"}],
+        "access_file": str(tmp_path / "acl"),
+    }
+    async with running(tmp_path / "again", create, "listeners", settings) as gateway:
+        code, report = await _replay(capsys, data, gateway.port, "--speed", "max", "--qos", "1")
+        found = await gateway.records("again")
+    assert (code, report["messages"], report["refused"], len(found)) == (1, 70, 60, 10)
 
 
 @pytest.mark.integration
