@@ -63,4 +63,5 @@ cdef class Builder:
     cdef int take_batch(self, const uint8_t* data, size_t length, int64_t from_start) except -1 nogil
     cdef int64_t number_of(self, const uint8_t* key, uint32_t length) except -1 nogil
     cdef int grow_slots(self) except -1 nogil
+    cdef int clear(self) except -1
     cdef object encode(self)

@@ -1,6 +1,6 @@
 """Parts of a segment's key index: build one from batches, look keys up in one. gateway/log/FORMAT.md, section 10."""
 
-from typing import NamedTuple, TypeAlias
+from typing import NamedTuple, Self, TypeAlias
 
 from gateway_native.batch import KeyFilter, Row, Selection
 
@@ -47,7 +47,7 @@ class Builder:
     for several threads at once.
     """
 
-    def __init__(self, segment_base: int, records_max: int = ..., heap_bytes_max: int = ...) -> None: ...
+    def __new__(cls, segment_base: int, records_max: int = ..., heap_bytes_max: int = ...) -> Self: ...
     @property
     def full(self) -> bool:
         """It is time to `finish`."""

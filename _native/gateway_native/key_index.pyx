@@ -50,8 +50,8 @@ Place = tuple[int, int, int]
 
 HEADER_BYTES = PART_HEADER_BYTES
 
-# What a part holds at most: 40 MiB while it is collected, and as much when it is made.
-RECORDS_MAX = 1 << 21
+# What a part holds at most: 36 MiB while it is collected, and as much when it is made.
+RECORDS_MAX = 1 << 20
 HEAP_BYTES_MAX = 16 << 20
 
 SELECTED, LEFT_OUT, BEHIND, WRONG = range(4)
@@ -156,13 +156,14 @@ cdef class Builder:
         free(self.heap)
         free(self.slots)
 
-    def clear(self):
+    cdef int clear(self) except -1:
         """Forget what was collected, and keep the memory for the next part."""
         self.posting_count = self.key_count = self.heap_used = 0
         self.log_from = -1
         self.log_to = self.offset_from = self.offset_to = 0
         if self.slots is not NULL:
             memset(self.slots, 0, self.slot_count * sizeof(uint32_t))
+        return 0
 
     @property
     def full(self):

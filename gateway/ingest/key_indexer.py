@@ -16,7 +16,7 @@ from gateway.log.files import Files
 from gateway.log.key_index_build import build_key_index, missing_key_indexes
 from gateway.log.layout import partition_path, segment_name
 
-# An index takes hardly more than this part of its segment (12 % with values of 64 bytes); without so much room above
+# An index takes hardly more than this part of its segment (15 % with values of 64 bytes); without so much room above
 # the reserve it is left out.
 INDEX_SHARE = 0.25
 NICE = 10

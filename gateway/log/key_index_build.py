@@ -1,7 +1,7 @@
 """Making the key indexes of sealed segments, in the background or on demand. The log is only read.
 
 FORMAT.md, section 10. An index is written beside its segment under another name, synced and renamed: a reader meets a
-whole one or none. Memory: one part is collected at a time, some 90 MB at most, whatever the segment holds.
+whole one or none. Memory: one part is collected at a time, some 70 MB at most, whatever the segment holds.
 """
 
 from __future__ import annotations

@@ -300,8 +300,8 @@ def test_the_check_says_what_is_odd_and_what_adds_up(
     assert "warning: mqtt.listeners.l.allow_anonymous: everybody who reaches this address may publish" in result.err
     report = json.loads(gateway("config", "check", "-c", path, "--json").out)
     limits = report["limits"]
-    parts = limits["rings"] * limits["ring_bytes"], limits["session_rings_bytes"], limits["buffer_bytes"]
-    assert limits["memory_bytes_max"] == sum(parts)
+    fixed = limits["session_rings_bytes"] + limits["buffer_bytes"] + limits["key_index_bytes"]
+    assert limits["memory_bytes_max"] == limits["rings"] * limits["ring_bytes"] + fixed
     assert report["streams"]["t"]["segment_age_ns"] == 30 * 86_400 * 10**9 // 8
     assert report["data"]["free_bytes"] > 0
     assert [one["name"] for one in limits["sums"]] == ["descriptors", "mappings", "memory"]
