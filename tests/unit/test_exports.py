@@ -298,6 +298,20 @@ def test_ranges_and_progress(log: gateway.Log, tmp_path: Path) -> None:
     assert steps[-1] == (5, 5)
 
 
+def test_an_end_is_where_a_directory_is_gone_on_with(log: gateway.Log, tmp_path: Path) -> None:
+    """Records behind --end are in the next run, also of a clock that was set back; one file has what read gives."""
+    made = Partition(log.path / "set-back-0")
+    times = [0, 10, 20, 5, 30]
+    made.add([batch.encode([(T0 + time, b"k", b"v", [])], n) for n, time in enumerate(times)], base=0, sealed=False)
+    made.mark_all()
+    end = log["set-back"].moment(T0 + 15)
+    assert log.export(tmp_path / "x.csv", "set-back", end=end).records == len(list(log["set-back"].read(end=end))) == 3
+    out = tmp_path / "lake"
+    assert log.export(out, "set-back", end=end).offsets == {"set-back": (0, 2)}
+    assert log.export(out, "set-back", resume=True).offsets == {"set-back": (2, 5)}
+    assert [row[0] for row in _read_directory(out, "set-back")] == [0, 1, 2, 3, 4]
+
+
 def test_damage_is_told_and_the_rest_exported(log: gateway.Log, tmp_path: Path) -> None:
     """As reading does: passed over, counted, named."""
     made = Partition(log.path / "broken-0")

@@ -201,3 +201,18 @@ def test_readings_have_a_bound() -> None:
     readings = (Record(n, T0, b"%d" % n, b"", ()) for n in range(KEYS_MAX + 1))
     with pytest.raises(ValueError, match="more than"):
         list(with_readings([Record(0, T0 + 1, b"", b"", ())], readings))
+
+
+def test_frames_with_readings_of_another_stream(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Readings from before the range count for its first frame, as far back as they may be old."""
+    _stream(data, "t", [0, 30_000, 95_000, 100_500, 130_000], keys=[b"a", b"b", b"a", b"c", b"a"])
+    _stream(data, "gate", [100_000, 101_000])
+    log = gateway.open(data)
+    gate, readings = log["gate"], log["t"]
+    monkeypatch.setattr(gateway.Stream, "frames", lambda self, start, end, **options: iter(self.read(start, end)))
+    start = gate.moment(T0 + 100_000)
+    found = list(gate.frames_with(readings, start, within="10s", around="1s"))
+    assert [sorted(each.latest) for each in found] == [[b"a"], [b"a", b"c"]]
+    assert [[record.offset for record in each.around] for each in found] == [[3], [3]]
+    by_default = list(gate.frames_with(readings, start, keys=["a", "b"]))
+    assert [sorted(each.latest) for each in by_default] == [[b"a"], [b"a"]]

@@ -96,3 +96,25 @@ def test_the_gateway_makes_them(tmp_path: Path) -> None:
         assert engine.statistics()["key_indexes"]["made"] >= 2
     finally:
         assert engine.close()
+
+
+def test_what_a_crash_left_is_removed(tmp_path: Path) -> None:
+    """Half an index, and that of a segment that was being deleted, are gone after the next start; others are made."""
+    prepare(tmp_path, "here", "UTC")
+    made = Partition(partition_path(tmp_path, "telemetry"))
+    made.add([make_batch(3)])
+    made.add([make_batch(6)], sealed=False)
+    made.mark_all()
+    orphan = made.directory / f"{0:020d}.keys"
+    half = made.directory / f".{3:020d}.keys.new"
+    for left in (orphan, half):
+        left.write_bytes(b"GWKEYS1")
+    engine = Engine(from_dict({"data": str(tmp_path)}))
+    engine.start()
+    try:
+        engine.partition("telemetry")
+        wait_until(lambda: _names(tmp_path, "telemetry") == ["3"], "the index", 20.0)
+        assert not orphan.exists()
+        assert not half.exists()
+    finally:
+        assert engine.close()

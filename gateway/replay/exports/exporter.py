@@ -130,7 +130,15 @@ class _Run:
         self.choice = replace_fields(self.choice, start_ns=start_ns, keys=keys, retained=retained)
 
     def _stop(self, stream: Stream) -> int:
-        """The offset with which the range ends."""
+        """The offset with which the range ends.
+
+        In a directory it is that of the first record that is not before the end, so that it can be gone on with from
+        there. One file has what `read` gives, also records behind that, of a clock that was set back.
+        """
+        return stream.durable_offset if format_of(self.target) is not None else self._end(stream)
+
+    def _end(self, stream: Stream) -> int:
+        """The first offset that is not before the end in time."""
         if self.choice.end_ns is None:
             return stream.durable_offset
         return stream.offset_at(stream.stamp(self.choice.end_ns + NS_PER_MS - 1))
@@ -142,8 +150,8 @@ class _Run:
         return stream.offset_at(stream.stamp(self.choice.start_ns + NS_PER_MS - 1))
 
     def plan(self, firsts: dict[str, int]) -> None:
-        """Progress is told of these ranges."""
-        self._total = sum(max(0, self.stops[name] - first) for name, first in firsts.items())
+        """Progress is told of the ranges that begin there, as far as times go forward."""
+        self._total = sum(max(0, self._end(stream) - firsts[stream.name]) for stream in self.streams)
 
     def rows(self, stream: Stream, first: int) -> Iterator[list[Row]]:
         """The chosen records from offset `first` on."""
