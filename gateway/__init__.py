@@ -27,13 +27,17 @@ from gateway.errors import (
 )
 
 if TYPE_CHECKING:
+    from gateway.replay.cursor import Cursor
     from gateway.replay.export import ExportReport
+    from gateway.replay.exports.exporter import RecordsReport
+    from gateway.replay.follow import Merged
     from gateway.replay.frames import Frame
     from gateway.replay.log import Log, Stream, open  # noqa: A004  # gateway.open(…) reads as it should
     from gateway.replay.records import Record, Records
 
 __all__ = [
     "ConfigError",
+    "Cursor",
     "DamageError",
     "DamageWarning",
     "ExportReport",
@@ -42,9 +46,11 @@ __all__ = [
     "GatewayError",
     "LockedError",
     "Log",
+    "Merged",
     "NoFrame",
     "Record",
     "Records",
+    "RecordsReport",
     "SourceError",
     "Stream",
     "StreamNotFound",
@@ -54,11 +60,14 @@ __all__ = [
 
 # Imported when first used: commands and the gateway itself start without what only readers need.
 _LATE = {
+    "Cursor": "gateway.replay.cursor",
     "ExportReport": "gateway.replay.export",
     "Frame": "gateway.replay.frames",
     "Log": "gateway.replay.log",
+    "Merged": "gateway.replay.follow",
     "Record": "gateway.replay.records",
     "Records": "gateway.replay.records",
+    "RecordsReport": "gateway.replay.exports.exporter",
     "Stream": "gateway.replay.log",
     "open": "gateway.replay.log",
 }

@@ -32,6 +32,7 @@ _COMMANDS = {
     "camera": "gateway.commands.camera",
     "frame": "gateway.commands.frame",
     "export": "gateway.commands.export",
+    "replay": "gateway.commands.replay",
     "verify": "gateway.commands.verify",
     "config": "gateway.commands.config",
 }

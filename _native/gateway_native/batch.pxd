@@ -207,6 +207,9 @@ cdef struct RecordView:             # points into the batch it was parsed from
 # Parse the record at `at`; nothing at or above `end` is read. Returns the address of the next record, NULL if damaged.
 cdef const uint8_t* record_parse(const uint8_t* at, const uint8_t* end, RecordView* view) noexcept nogil
 
+# The record's headers as ((name, value), ...); None if they are damaged. With the GIL.
+cdef tuple decode_headers(RecordView* record)
+
 
 cdef class KeyFilter:
     cdef readonly tuple filters     # as given

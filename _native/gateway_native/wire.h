@@ -31,6 +31,7 @@ static inline uint16_t get_be16(const uint8_t *from) { uint16_t v; memcpy(&v, fr
 static inline uint32_t get_be32(const uint8_t *from) { uint32_t v; memcpy(&v, from, sizeof v); return GW_BE32(v); }
 static inline uint64_t get_be64(const uint8_t *from) { uint64_t v; memcpy(&v, from, sizeof v); return GW_BE64(v); }
 
+static inline uint32_t get_le32(const uint8_t *from) { uint32_t v; memcpy(&v, from, sizeof v); return GW_LE32(v); }
 static inline uint64_t get_le64(const uint8_t *from) { uint64_t v; memcpy(&v, from, sizeof v); return GW_LE64(v); }
 
 /* Bytes of `v` in base 128: ceil(bits / 7), at least 1. (9 * bits + 64) / 64 equals that for 1 to 64 bits. */

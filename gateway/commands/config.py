@@ -108,6 +108,7 @@ def limits_report(config: Config) -> dict[str, Any]:
         "ring_bytes": config.limits.ring_bytes,
         "buffer_bytes": config.limits.buffer_bytes,
         "session_rings_bytes": limits.session_rings_bytes(config),
+        "key_index_bytes": limits.KEY_INDEX_BYTES,
         "memory_bytes_max": limits.memory_bytes(config),
         "connections_max": sum(listener.connections_max for listener in config.mqtt.listeners.values()),
         "sessions_max": sum(listener.sessions_max for listener in config.mqtt.listeners.values()),

@@ -5,19 +5,23 @@ from __future__ import annotations
 import itertools
 import re
 import sys
-from collections.abc import Iterable
+import time
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import click
 
-from gateway.commands import output
 from gateway.commands.common import command_with_examples, data_options, say, values_are_usage
 from gateway.errors import DamageError, UsageError
+from gateway.replay import text as output
 
 if TYPE_CHECKING:
-    from gateway import Record, Stream
+    from gateway import Cursor, Record, Stream
     from gateway.log.segment import Damage
+
+# With --cursor and --follow.
+COMMIT_INTERVAL_S = 1.0
 
 _OFFSETS = re.compile(r"(-?\d+)?:(-?\d+)?")
 
@@ -32,6 +36,7 @@ _OFFSETS = re.compile(r"(-?\d+)?:(-?\d+)?")
     gateway read telemetry --offsets -10:
     gateway read telemetry --no-retained
     gateway read telemetry --follow --json | jq .value
+    gateway read telemetry --cursor report.cursor --json | ./report
     """,
     takes_times=True,
 )
@@ -47,6 +52,13 @@ _OFFSETS = re.compile(r"(-?\d+)?:(-?\d+)?")
 @click.option("--no-retained", is_flag=True, help="Leave out MQTT messages whose retain flag was set.")
 @click.option("--limit", type=click.IntRange(min=1), help="Stop after so many records.")
 @click.option("--follow", is_flag=True, help="Go on with new records as they become durable. Alone: only new ones.")
+@click.option(
+    "--cursor",
+    "cursor_path",
+    metavar="FILE",
+    type=click.Path(path_type=Path),
+    help="Go on where an earlier call with this file ended; begin at --start or the oldest record.",
+)
 @click.option("--json", "shape", flag_value="json", help="One JSON object a line.")
 @click.option("--csv", "shape", flag_value="csv", help="CSV with a heading.")
 @data_options
@@ -59,6 +71,7 @@ def command(
     no_retained: bool,
     limit: int | None,
     follow: bool,
+    cursor_path: Path | None,
     shape: Literal["json", "csv"] | None,
     data: Path,
 ) -> int:
@@ -66,7 +79,8 @@ def command(
 
     TIME is ISO 8601 text ("2026-11-23 08:00", in the site's zone unless it has one), "now", or
     relative: -10m, -2h, -1d. Records that damage costs are named on stderr (with --json also in their place, as
-    {"gap": …}); all others are printed, and the exit code is 4.
+    {"gap": …}); all others are printed, and the exit code is 4. With --cursor, what was printed is noted in FILE at the
+    end, and about once a second until then.
     """
     import gateway
 
@@ -74,10 +88,56 @@ def command(
         raise UsageError("--follow never ends, so --end makes no sense with it.")
     opened = gateway.open(data)[stream]
     gaps = _Gaps(shape)
+    if cursor_path is not None:
+        if end is not None or offsets is not None:
+            raise UsageError(
+                "--cursor says where to begin, and it ends at what is durable: leave --end and --offsets out."
+            )
+        with values_are_usage():
+            cursor = opened.cursor(cursor_path, start if start is not None else "start")
+        _print_from_cursor(cursor, list(keys) or None, not no_retained, limit, shape, follow, gaps)
+        return DamageError.exit_code if gaps.count else 0
     with values_are_usage():
         records = _records(opened, start, end, list(keys) or None, offsets, follow, gaps, not no_retained)
     _print(itertools.islice(records, limit) if limit else records, shape, flush_each=follow)
     return DamageError.exit_code if gaps.count else 0
+
+
+def _print_from_cursor(
+    cursor: Cursor,
+    keys: list[str] | None,
+    retained: bool,
+    limit: int | None,
+    shape: Literal["json", "csv"] | None,
+    follow: bool,
+    gaps: _Gaps,
+) -> None:
+    """Print, then note: what was printed but not noted is printed again."""
+    if cursor.missed:
+        say(f"{cursor.missed:,} records were deleted by retention before they were read.")
+    read = cursor.follow if follow else cursor.read
+    records: Iterable[Record] = read(keys=keys, retained=retained, on_gap=gaps)
+    try:
+        _print(_noting(cursor, itertools.islice(records, limit) if limit else records), shape, flush_each=follow)
+        sys.stdout.flush()
+    except KeyboardInterrupt:
+        sys.stdout.flush()
+        cursor.commit()
+        raise
+    cursor.commit()
+    if cursor.lag:
+        say(f"{cursor.lag:,} records more are there.")
+
+
+def _noting(cursor: Cursor, records: Iterable[Record]) -> Iterator[Record]:
+    """Commits about once a second what the printer has taken and written."""
+    noted = time.monotonic()
+    for record in records:
+        yield record
+        if time.monotonic() - noted >= COMMIT_INTERVAL_S:
+            sys.stdout.flush()
+            cursor.commit()
+            noted = time.monotonic()
 
 
 class _Gaps:

@@ -287,6 +287,7 @@ class StreamConfig(Section):
     when_full: Literal["delete-oldest", "refuse"] = "delete-oldest"
     segment_bytes: SizeBytes = Field(default=GIB, alias="segment_size", ge=SEGMENT_BYTES_MIN, le=SEGMENT_BYTES_MAX)
     segment_age_set_ns: DurationNs | None = Field(default=None, alias="segment_age", ge=NS_PER_S)
+    key_index: bool | None = None  # None: unless a camera records in it
 
     @property
     def segment_age_ns(self) -> int:

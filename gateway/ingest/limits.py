@@ -61,6 +61,10 @@ def check(config: Config) -> None:
 SESSION_RING_BYTES = 2**20
 
 
+# Making the key index of one segment at a time, whatever it holds.
+KEY_INDEX_BYTES = 64 * 2**20
+
+
 def rings(config: Config) -> int:
     """A large ring for each listener and each subscriber; the cameras of each engine share one."""
     engines = {camera.engine_used for camera in config.cameras.values()}
@@ -73,8 +77,9 @@ def session_rings_bytes(config: Config) -> int:
 
 
 def memory_bytes(config: Config) -> int:
-    """Of all rings, and of the batches that are not durable yet."""
-    return rings(config) * config.limits.ring_bytes + session_rings_bytes(config) + config.limits.buffer_bytes
+    """Of all rings, of the batches that are not durable yet, and of making key indexes."""
+    fixed = config.limits.buffer_bytes + KEY_INDEX_BYTES
+    return rings(config) * config.limits.ring_bytes + session_rings_bytes(config) + fixed
 
 
 def _descriptors(config: Config) -> Sum:
@@ -114,7 +119,7 @@ def _memory(config: Config) -> Sum:
         "memory",
         memory_bytes(config),
         f"{count} rings of {format_size(limits.ring_bytes)} + {format_size(sessions_bytes)} of listeners' small ones"
-        f" + {format_size(limits.buffer_bytes)} of buffers",
+        f" + {format_size(limits.buffer_bytes)} of buffers + {format_size(KEY_INDEX_BYTES)} for key indexes",
         min(available, default=None),
         "Lower 'ring' or 'buffers' in [limits], or let sources share one address and one set of routes.",
     )

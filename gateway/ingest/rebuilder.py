@@ -6,7 +6,9 @@ lives only as long as there is something to do.
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import os
 import threading
 from collections import deque
 from collections.abc import Callable
@@ -58,7 +60,10 @@ class _InterruptibleFiles(Files):
 class Rebuilder:
     """A queue of what is to be made again, at most one thread that does it."""
 
-    def __init__(self) -> None:
+    def __init__(self, thread_name: str = "gateway-rebuilder", *, nice: int = 0) -> None:
+        """nice: by how much the thread stands back behind others for the processor (Linux counts threads)."""
+        self._thread_name = thread_name
+        self._nice = nice
         self._work: deque[tuple[str, str, Callable[[Files], object]]] = deque()
         self._stopping = threading.Event()
         self._thread: threading.Thread | None = None
@@ -72,10 +77,14 @@ class Rebuilder:
         if found.manifest_bytes < 0 and found.segment_base > 0:
             self._work.append((stream, "manifest", _manifest(directory, found.segment_base)))
 
+    def put(self, stream: str, what: str, work: Callable[[Files], object]) -> None:
+        """Something else to do, with files whose reading ends when the gateway does."""
+        self._work.append((stream, what, work))
+
     def look(self) -> None:
         """See to it that somebody works on the queue."""
         if self._work and (self._thread is None or not self._thread.is_alive()) and not self._stopping.is_set():
-            self._thread = threading.Thread(target=self._run, name="gateway-rebuilder", daemon=True)
+            self._thread = threading.Thread(target=self._run, name=self._thread_name, daemon=True)
             self._thread.start()
 
     def stop(self) -> None:
@@ -88,6 +97,9 @@ class Rebuilder:
         return {"waiting": len(self._work), "rebuilt": self.rebuilt, "failures": self.failures}
 
     def _run(self) -> None:
+        if self._nice:
+            with contextlib.suppress(OSError):  # elsewhere than on Linux: then it has its share like everybody
+                os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), self._nice)
         files = _InterruptibleFiles(self._stopping)
         while self._work and not self._stopping.is_set():
             stream, what, rebuild = self._work.popleft()

@@ -15,6 +15,7 @@ from gateway_native import batch, watermark
 
 from gateway.log.chunks import OnDamage, SegmentChunks, report_damage
 from gateway.log.index import NO_TIMESTAMP, SegmentIndexes, TimeEntry
+from gateway.log.keyed import LOG_BYTES_MIN, KeyedChunks
 from gateway.log.layout import WATERMARK_FILE, segment_name
 from gateway.log.segment import Damage, Segment, Walk, WalkEnd
 from gateway.log.segments import FOREVER, SegmentList, Span
@@ -326,7 +327,23 @@ class PartitionReader:
         if offset_max < selection.offset_to:
             selection = _up_to(selection, offset_max)
         position, offset = self._start(segment, selection, end)
+        if sealed and selection.keys is not None:
+            stop = self._about_stop(segment, selection, end)
+            if stop - position >= LOG_BYTES_MIN:
+                keyed = KeyedChunks(segment, selection, end, offset_max, on_damage)
+                yield from keyed.read(position, offset, stop)
+                return
         yield from SegmentChunks(segment, selection, end, offset_max, on_damage).read(position, offset)
+
+    def _about_stop(self, segment: Segment, selection: batch.Selection, end: int) -> int:
+        """About where in the segment reading for `selection` will end, by what the indexes say, unchecked."""
+        indexes = SegmentIndexes(self.directory, segment.base_offset)
+        offset = selection.offset_to
+        if selection.time_stop < FOREVER:
+            entry = indexes.last_before(selection.time_stop)
+            offset = min(offset, entry.offset) if entry is not None else segment.base_offset
+        found = indexes.batch_at(offset, end)
+        return min(end, (found.position if found is not None else 0) + LOG_BYTES_MIN)
 
 
 def _up_to(selection: batch.Selection, offset_to: int) -> batch.Selection:

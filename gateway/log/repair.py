@@ -11,6 +11,8 @@ from pathlib import Path
 
 from gateway.log import maintenance
 from gateway.log.files import FILES
+from gateway.log.key_index import key_index_path
+from gateway.log.key_index_build import build_key_index
 from gateway.log.layout import MANIFEST_FILE, WATERMARK_FILE, read_meta, segment_name
 from gateway.log.lock import DataLock
 from gateway.log.verify import Progress, Repairable, Report, verify
@@ -44,6 +46,9 @@ def _repair_partition(found: Repairable) -> list[str]:
             position, offset = found.limit.position, found.limit.offset
             maintenance.rebuild_active_indexes(found.directory, base, position, offset, sealed=found.closed)
             done.append(f"{found.directory / segment_name(base)}: made its indexes again.")
+    for base in sorted(found.key_indexes):
+        build_key_index(found.directory, base)
+        done.append(f"{key_index_path(found.directory, base)}: made again.")
     if found.manifest:
         count = maintenance.rebuild_manifest(found.directory, found.limit.segment_base)
         done.append(f"{found.directory / MANIFEST_FILE}: made again, with {count:,} segments.")

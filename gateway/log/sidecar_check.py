@@ -11,6 +11,7 @@ from gateway_native.watermark import Watermark
 
 from gateway.log.files import FILES
 from gateway.log.index_check import REBUILD, OnDamage, OnNote
+from gateway.log.key_index import KeyIndex, KeyIndexDamaged, key_index_path
 from gateway.log.layout import INDEX_SUFFIX, MANIFEST_FILE, SUMS_SUFFIX, TIME_SUFFIX, segment_name
 from gateway.log.manifest import ENTRY_BYTES, Manifest
 from gateway.log.segment import Damage
@@ -40,6 +41,8 @@ class SidecarCheck:
         self._without_entry = 0
         self.to_rebuild: list[int] = []
         """Segments whose indexes or summary are to be made again."""
+        self.keys_to_rebuild: list[int] = []
+        """Segments whose key index is damaged."""
         self.manifest_is_wrong = self._manifest is None or self._manifest.unsound > 0 or self._manifest.contradicts
 
     def _load(self, active_base: int) -> Manifest | None:
@@ -71,6 +74,7 @@ class SidecarCheck:
         else:
             self._compare(path, 0, found, walked, "summary")
             self._check_indexes(path, found, walked.base_offset)
+        self._check_keys(walked.base_offset)
         self._check_entry(walked)
 
     def active(self, mark: Watermark) -> None:
@@ -140,6 +144,18 @@ class SidecarCheck:
                 self.to_rebuild.append(base)
                 problem = f"the index has the CRC-32C 0x{crc:08x}, its summary says 0x{expected:08x}; {REBUILD}"
                 self._on_damage(Damage(index, 0, problem, f"0x{expected:08x}", f"0x{crc:08x}"))
+
+    def _check_keys(self, base: int) -> None:
+        """The key index, if there is one: many segments have none. Whether it fits the log is seen when it is used."""
+        try:
+            with KeyIndex(self._directory, base) as index:
+                index.check()
+        except FileNotFoundError:
+            return
+        except (KeyIndexDamaged, OSError) as error:
+            self.keys_to_rebuild.append(base)
+            problem = f"the key index is damaged ({error}); {REBUILD}"
+            self._on_damage(Damage(key_index_path(self._directory, base), 0, problem, "sound CRCs", "others"))
 
     def _check_entry(self, walked: Walked) -> None:
         number = self._manifest.at(walked.base_offset) if self._manifest is not None else -1

@@ -79,6 +79,8 @@ class Repairable:
     """The log was closed cleanly."""
     segments: set[int] = field(default_factory=set)
     """Base offsets of segments whose indexes or summary are not as they should be."""
+    key_indexes: set[int] = field(default_factory=set)
+    """Base offsets of segments whose key index is damaged."""
     manifest: bool = False
     watermark: bool = False
 
@@ -212,6 +214,7 @@ class _PartitionCheck:
         self._note_the_rest()
         self.sidecars.finish()
         self.repairable.segments.update(self.sidecars.to_rebuild)
+        self.repairable.key_indexes.update(self.sidecars.keys_to_rebuild)
         self.repairable.manifest = self.sidecars.manifest_is_wrong
 
     def _log(self, base: int) -> Path:

@@ -7,9 +7,10 @@ is durable is seen.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 from zoneinfo import ZoneInfo
 
 from gateway_native import batch
@@ -18,15 +19,23 @@ from gateway import clock
 from gateway.errors import GatewayError, StreamNotFound
 from gateway.log.layout import list_partitions, read_meta
 from gateway.log.partition import PartitionReader
-from gateway.replay.records import GapReport, OnGap, Record, Records, make_record, moment, without_retained
+from gateway.replay.records import GapReport, OnGap, Record, Records, moment
 
 if TYPE_CHECKING:
     from gateway.log.segment import Damage
+    from gateway.replay.cursor import Cursor
     from gateway.replay.export import ExportReport
+    from gateway.replay.exports.exporter import RecordsReport
+    from gateway.replay.follow import Follower, Merged
     from gateway.replay.frames import Frame
+    from gateway.replay.readings import WithReadings
 
 # How often `follow` looks whether more has become durable.
 POLL_S = 0.05
+# Streams that are read together hold one piece each in memory, and a file open.
+MERGED_STREAMS_MAX = 256
+# How far before the first frame readings are looked for, if nothing is said of their age.
+READINGS_BEFORE_NS = 60 * clock.NS_PER_S
 
 Keys = str | bytes | Iterable[str | bytes] | None
 
@@ -71,6 +80,113 @@ class Log:
         if not found:
             raise StreamNotFound(name, self.streams())
         return Stream(name, found[0].path, self.timezone)
+
+    def merge(
+        self,
+        streams: Iterable[str] | None = None,
+        start: Any = None,
+        end: Any = None,
+        *,
+        keys: Keys = None,
+        retained: bool = True,
+        damage: OnGap = "gap",
+        on_gap: Callable[[Damage], None] | None = None,
+    ) -> Iterator[Merged]:
+        """The records of several streams (None: of all) in the order of their times, each with its stream's name.
+
+        start, end, keys, retained, damage, on_gap: as for `Stream.read`. One piece of each stream is in memory, so
+        there may be at most 256; ValueError for more.
+        """
+        from gateway.replay.follow import merge
+
+        return merge(
+            [
+                (
+                    stream.name,
+                    iter(stream.read(start, end, keys=keys, retained=retained, damage=damage, on_gap=on_gap)),
+                )
+                for stream in self._chosen(streams)
+            ]
+        )
+
+    def export(
+        self,
+        path: str | Path,
+        streams: Iterable[str] | None = None,
+        start: Any = None,
+        end: Any = None,
+        *,
+        keys: Keys = None,
+        retained: bool = True,
+        format: str | None = None,  # noqa: A002  # what it is called everywhere
+        resume: bool = False,
+        overwrite: bool = False,
+        progress: Callable[[int, int], None] | None = None,
+        damage: OnGap = "gap",
+        on_gap: Callable[[Damage], None] | None = None,
+    ) -> RecordsReport:
+        """Write the records of some streams (None: of all) to `path`, up to what is durable now.
+
+        A name that ends in .parquet, .arrow, .csv, .jsonl or .mcap is one file, of one stream; .mcap takes several,
+        which Foxglove shows together. Any other name is a directory, with a file for each stream and day of the site's
+        zone: ``stream=…/date=…/<first offset>.parquet`` (or another `format`). An export into a directory that was
+        interrupted, or is to be brought up to date, goes on with `resume`. progress gets offsets done, and of how many.
+        start, end, keys, retained, damage, on_gap: as for `Stream.read`.
+        """
+        from gateway.replay.exports.exporter import Choice, export
+
+        choice = Choice(
+            None if start is None else clock.parse_time(start, self.timezone),
+            None if end is None else clock.parse_time(end, self.timezone),
+            keys,
+            retained,
+            damage,
+            on_gap,
+        )
+        return export(
+            self._chosen(streams),
+            path,
+            choice,
+            format_name=format,
+            resume=resume,
+            overwrite=overwrite,
+            progress=progress,
+        )
+
+    def follow(
+        self,
+        streams: Iterable[str] | None = None,
+        start: Any = "end",
+        *,
+        keys: Keys = None,
+        retained: bool = True,
+        poll_s: float = POLL_S,
+        stop: threading.Event | None = None,
+        damage: OnGap = "gap",
+        on_gap: Callable[[Damage], None] | None = None,
+    ) -> Iterator[Merged]:
+        """What becomes durable in several streams (None: in all that are there now), as `Stream.follow` does for one.
+
+        start: "end", "start" or a time, for all of them. What is found at once is in the order of times.
+        """
+        from gateway.replay.follow import follow_merged
+
+        report = GapReport(damage, set(), on_gap)
+        followers = [
+            (
+                stream.name,
+                stream.follower(stream.position_of(start), keys=keys, retained=retained, report=report),
+            )
+            for stream in self._chosen(streams)
+        ]
+        return follow_merged(followers, poll_s, stop or threading.Event())
+
+    def _chosen(self, streams: Iterable[str] | None) -> list[Stream]:
+        named = (streams,) if isinstance(streams, str) else streams
+        names = self.streams() if named is None else list(dict.fromkeys(named))
+        if len(names) > MERGED_STREAMS_MAX:
+            raise ValueError(f"{len(names)} streams are too many to read together; name at most {MERGED_STREAMS_MAX}")
+        return [self[name] for name in names]
 
 
 class Stream:
@@ -153,7 +269,7 @@ class Stream:
 
     def follow(
         self,
-        offset: int | Literal["start", "end"] = "end",
+        offset: int | str | Any = "end",
         *,
         keys: Keys = None,
         retained: bool = True,
@@ -162,37 +278,59 @@ class Stream:
         damage: OnGap = "gap",
         on_gap: Callable[[Damage], None] | None = None,
     ) -> Iterator[Record]:
-        """Records from `offset` on as they become durable: "end" begins with the next one, "start" with the oldest.
+        """Records from `offset` on as they become durable.
+
+        offset: a number, "end" (begins with the next one), "start" (with the oldest), or a time as for `read`.
 
         It blocks until more is durable, looking every `poll_s` seconds, and works beside the gateway that writes, in
         any process. Ctrl-C interrupts it; `stop`, once set, ends the iteration. retained, damage, on_gap: as for
         `read`.
         """
-        bounds = {"start": self.log_start_offset, "end": self.durable_offset}
-        position = bounds[offset] if isinstance(offset, str) else offset
-        key_filter = batch.KeyFilter(keys) if keys is not None else None
         report = GapReport(damage, self._warned, on_gap)
-        return self._follow(position, key_filter, poll_s, stop or threading.Event(), report, retained)
+        follower = self.follower(self.position_of(offset), keys=keys, report=report, retained=retained)
+        return follower.run(poll_s, stop or threading.Event())
 
-    def _follow(
+    def follow_async(
         self,
-        position: int,
-        keys: batch.KeyFilter | None,
-        poll_s: float,
-        stop: threading.Event,
-        report: GapReport,
-        retained: bool,
-    ) -> Iterator[Record]:
-        while not stop.is_set():
-            limit = self.reader.limit()
-            if limit.offset > position:
-                selection = batch.Selection(offset_from=position, offset_to=limit.offset, keys=keys)
-                for rows in self.reader.chunks(selection, limit, on_damage=report.passes_over):
-                    for row in rows if retained else without_retained(rows):
-                        yield make_record(row, self.zone)
-                position = limit.offset
-            else:
-                stop.wait(poll_s)
+        offset: int | str | Any = "end",
+        *,
+        keys: Keys = None,
+        retained: bool = True,
+        poll_s: float = POLL_S,
+        damage: OnGap = "gap",
+        on_gap: Callable[[Damage], None] | None = None,
+    ) -> AsyncIterator[Record]:
+        """The same for ``async for``: the event loop goes on while this waits or reads."""
+        report = GapReport(damage, self._warned, on_gap)
+        follower = self.follower(self.position_of(offset), keys=keys, report=report, retained=retained)
+        return follower.run_async(poll_s)
+
+    def follower(self, position: int, *, keys: Keys, report: GapReport, retained: bool = True) -> Follower:
+        """What `follow` and cursors are made of."""
+        from gateway.replay.follow import Follower
+
+        chosen = batch.KeyFilter(keys) if keys is not None else None
+        return Follower(self.reader, position, self.zone, report, chosen, retained=retained)
+
+    def position_of(self, where: int | str | Any) -> int:
+        """An offset: a number, "start" (the oldest there is), "end" (the next one), or that of a time."""
+        from gateway.replay.cursor import position_of
+
+        return position_of(self, where)
+
+    def cursor(self, path: str | Path, start: int | str | Any = "start") -> Cursor:
+        """A reader's place in this stream, kept in a file of its own, so that it goes on there after a restart.
+
+        start: where to begin when the file is not there yet; as `offset` of `follow`. FormatError if the file is of
+        something else.
+        """
+        from gateway.replay.cursor import Cursor
+
+        return Cursor(self, path, start)
+
+    def moment(self, timestamp_ms: int) -> datetime:
+        """Milliseconds since 1970-01-01 UTC in the site's time zone."""
+        return moment(timestamp_ms, self.zone)
 
     def at(self, when: Any, *, max_age: str = "2s", nearest_key: bool = False, camera: str | None = None) -> Frame:
         """The picture on screen at that instant: the newest one received at or before it.
@@ -220,6 +358,43 @@ class Stream:
         every_ns = clock.parse_duration(every) if every is not None else None
         return frames.iterate(self, self._ns(start), self._ns(end), every_ns, keys_only, camera=camera)
 
+    def frames_with(
+        self,
+        readings: Stream,
+        start: Any = None,
+        end: Any = None,
+        *,
+        every: str | None = None,
+        keys_only: bool = False,
+        camera: str | None = None,
+        keys: Keys = None,
+        within: str | None = None,
+        around: str = "0s",
+    ) -> Iterator[WithReadings[Frame]]:
+        """Decoded pictures with what the sensors said: `item` is the frame, `latest` has the newest record of each key.
+
+        every, keys_only, camera: as for `frames`. keys: which of the readings. within: how old the latest may be; None:
+        any age that lies in the range, which begins that much earlier, or a minute. around: `around` has every reading
+        so near to the frame, before and after.
+        """
+        from gateway.replay.readings import with_readings
+
+        within_ns = clock.parse_duration(within) if within is not None else None
+        around_ns = clock.parse_duration(around)
+        earlier_ns = max(around_ns, READINGS_BEFORE_NS if within_ns is None else within_ns)
+        begin, stop = self._ns(start), self._ns(end)
+        rows = readings.read(
+            readings.stamp(None if begin is None else begin - earlier_ns),
+            readings.stamp(None if stop is None else stop + around_ns),
+            keys=keys,
+        )
+        return with_readings(
+            self.frames(start, end, every=every, keys_only=keys_only, camera=camera),
+            rows,
+            within_ms=None if within_ns is None else within_ns // clock.NS_PER_MS,
+            around_ms=around_ns // clock.NS_PER_MS,
+        )
+
     def export(
         self,
         path: str | Path,
@@ -234,6 +409,11 @@ class Stream:
         from gateway.replay import export
 
         return export.mp4(self, path, self._ns(start), self._ns(end), progress, camera=camera, overwrite=overwrite)
+
+    @staticmethod
+    def stamp(instant_ns: int | None) -> datetime | None:
+        """Nanoseconds since 1970-01-01 UTC as what `read` takes, to the ms below."""
+        return None if instant_ns is None else moment(instant_ns // clock.NS_PER_MS, UTC)
 
     def instant_ns(self, when: Any) -> int:
         """A time as ns since 1970-01-01 UTC; see `read` for what may be given."""

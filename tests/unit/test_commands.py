@@ -136,6 +136,11 @@ def test_ranges_choose_records(
         (["frame", "telemetry", "now", "x.gif"], 2, "names no picture format"),
         (["frame", "telemetry", "now", "x.png", "--max-age", "2"], 2, "needs a unit"),
         (["export", "telemetry", "x.mp4"], 1, "no picture is recorded"),
+        (["export", "telemetry", "other", "x.mp4"], 2, "pictures of one stream"),
+        (["export", "telemetry", "x.csv", "--camera", "gate-1"], 2, "--camera is for .mp4 files"),
+        (["export", "telemetry", "x.csv", "--key", "a#"], 2, "a#"),
+        (["export", "nope", "x.csv"], 1, "There is no stream 'nope'"),
+        (["read", "telemetry", "--cursor", "x", "--end", "now"], 2, "--cursor says where to begin"),
     ],
 )
 def test_mistakes_are_one_sentence_and_an_exit_code(
@@ -147,6 +152,31 @@ def test_mistakes_are_one_sentence_and_an_exit_code(
     assert sentence in result.err
     assert "Traceback" not in result.err
     assert result.out == ""
+
+
+def test_reading_goes_on_at_a_cursor(gateway: Callable[..., Result], data: Path, tmp_path: Path) -> None:
+    """What was printed is not printed again; what a limit left is; the lag is said."""
+    arguments = ("read", "telemetry", "--data", data, "--json", "--cursor", tmp_path / "c")
+    first = gateway(*arguments, "--limit", "2")
+    assert [json.loads(line)["offset"] for line in first.out.splitlines()] == [0, 1]
+    assert "3 records more are there." in first.err
+    second = gateway(*arguments)
+    assert [json.loads(line)["offset"] for line in second.out.splitlines()] == [2, 3, 4]
+    assert (gateway(*arguments).out, second.err) == ("", "")
+
+
+def test_export_of_records(gateway: Callable[..., Result], data: Path, tmp_path: Path) -> None:
+    """One file, or a directory that is gone on with; the report says what was written."""
+    one = gateway("export", "telemetry", tmp_path / "x.jsonl", "--data", data, "--key", "plant/+/temperature")
+    assert one.code == 0, one.err
+    assert one.out.startswith(f"{tmp_path / 'x.jsonl'}: 3 records in 1 file, ")
+    offsets = [json.loads(line)["offset"] for line in (tmp_path / "x.jsonl").read_text("utf-8").splitlines()]
+    assert offsets == [0, 1, 4]
+    lake = gateway("export", "telemetry", tmp_path / "lake", "--data", data, "--format", "csv", "--json")
+    assert json.loads(lake.out)["records"] == 5
+    assert gateway("export", "telemetry", tmp_path / "lake", "--data", data).code == 1
+    again = gateway("export", "telemetry", tmp_path / "lake", "--data", data, "--resume", "--json")
+    assert (json.loads(again.out)["records"], json.loads(again.out)["resumed"]) == (0, True)
 
 
 def test_where_the_data_is_must_be_said_once(
@@ -270,8 +300,8 @@ def test_the_check_says_what_is_odd_and_what_adds_up(
     assert "warning: mqtt.listeners.l.allow_anonymous: everybody who reaches this address may publish" in result.err
     report = json.loads(gateway("config", "check", "-c", path, "--json").out)
     limits = report["limits"]
-    parts = limits["rings"] * limits["ring_bytes"], limits["session_rings_bytes"], limits["buffer_bytes"]
-    assert limits["memory_bytes_max"] == sum(parts)
+    fixed = limits["session_rings_bytes"] + limits["buffer_bytes"] + limits["key_index_bytes"]
+    assert limits["memory_bytes_max"] == limits["rings"] * limits["ring_bytes"] + fixed
     assert report["streams"]["t"]["segment_age_ns"] == 30 * 86_400 * 10**9 // 8
     assert report["data"]["free_bytes"] > 0
     assert [one["name"] for one in limits["sums"]] == ["descriptors", "mappings", "memory"]
@@ -319,8 +349,8 @@ def test_what_is_no_range_of_offsets_is_refused(text: str) -> None:
 
 COMMANDS = [
     ["init"], ["run"], ["demo"], ["simulate"], ["simulate", "sensors"], ["simulate", "camera"], ["stream"],
-    ["stream", "list"], ["stream", "delete"], ["read"], ["frame"], ["export"], ["verify"], ["config"],
-    ["config", "check"],
+    ["stream", "list"], ["stream", "delete"], ["read"], ["frame"], ["export"], ["replay"], ["verify"],
+    ["config"], ["config", "check"],
 ]  # fmt: skip
 
 

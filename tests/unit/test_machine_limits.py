@@ -55,11 +55,12 @@ def test_memory_is_what_the_machine_or_its_cgroup_has(monkeypatch: pytest.Monkey
     meminfo.write_text("MemTotal: 9999999 kB\nMemAvailable: 204800 kB\n")
     monkeypatch.setattr(limits, "_MEMORY", meminfo)
     monkeypatch.setattr(limits, "_CGROUPS", (group, tmp_path / "none"))
-    for text, fits in (("max\n", True), (f"{129 * MIB}\n", True), (f"{128 * MIB}\n", False)):
+    for text, fits in (("max\n", True), (f"{193 * MIB}\n", True), (f"{192 * MIB}\n", False)):
         group.write_text(text)
         assert limits.sums(config())[2].fits is fits
     parts = r"1 rings of 64.0 MiB \+ 1.00 MiB of listeners' small ones \+ 64.0 MiB of buffers"
-    with pytest.raises(ConfigError, match=rf"129 MiB of memory \({parts}\)"):
+    parts += r" \+ 64.0 MiB for key indexes"
+    with pytest.raises(ConfigError, match=rf"193 MiB of memory \({parts}\)"):
         limits.check(config())
 
 

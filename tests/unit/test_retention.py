@@ -10,6 +10,7 @@ from gateway_native import summary
 from gateway_native.summary import Summary
 
 from gateway.log.files import Files
+from gateway.log.layout import SIDECAR_SUFFIXES
 from gateway.log.retention import (
     PLAUSIBLE_MS,
     SHIFTS_MAX,
@@ -215,6 +216,6 @@ def test_the_log_goes_first_and_durably(tmp_path: Path) -> None:
     made, _ = partition(tmp_path)
     files = _Recorded()
     delete_segment(made.directory, 0, files)
-    assert files.calls == [".log", "sync", ".index", ".timeindex", ".sums"]
+    assert files.calls == [".log", "sync", *SIDECAR_SUFFIXES]
     assert not list(made.directory.glob("00000000000000000000.*"))
     delete_segment(made.directory, 0, files)

@@ -10,14 +10,9 @@ import base64
 from collections.abc import Iterable
 from urllib.parse import quote_from_bytes
 
-# A user property of one of these names, or beginning with one of the prefixes, is stored with "user." before it.
-RESERVED = frozenset(
-    {
-        "qos", "retain", "dup", "will", "payload-format", "message-expiry", "content-type", "response-topic",
-        "correlation-data", "client", "packet-id", "delivery",
-    }
-)  # fmt: skip
-RESERVED_PREFIXES = ("user.", "gateway.")
+from gateway.log.message_headers import RESERVED, RESERVED_PREFIXES, USER_PREFIX
+
+__all__ = ["RESERVED", "RESERVED_PREFIXES", "escape", "message_headers"]
 
 _PLAIN = "".join(chr(code) for code in range(0x20, 0x7F) if chr(code) != "%")
 
@@ -53,5 +48,5 @@ def message_headers(
         headers.append(("correlation-data", base64.b64encode(correlation_data)))
     for name, value in user_properties:
         reserved = name in RESERVED or name.startswith(RESERVED_PREFIXES)
-        headers.append((f"user.{name}" if reserved else name, escape(value)))
+        headers.append((f"{USER_PREFIX}{name}" if reserved else name, escape(value)))
     return headers
