@@ -27,8 +27,8 @@ from gateway.errors import (
 )
 
 if TYPE_CHECKING:
+    from gateway.replay.decoding import Frame
     from gateway.replay.export import ExportReport
-    from gateway.replay.frames import Frame
     from gateway.replay.log import Log, Stream, open  # noqa: A004  # gateway.open(…) reads as it should
     from gateway.replay.records import Record, Records
 
@@ -55,7 +55,7 @@ __all__ = [
 # Imported when first used: commands and the gateway itself start without what only readers need.
 _LATE = {
     "ExportReport": "gateway.replay.export",
-    "Frame": "gateway.replay.frames",
+    "Frame": "gateway.replay.decoding",
     "Log": "gateway.replay.log",
     "Record": "gateway.replay.records",
     "Records": "gateway.replay.records",
