@@ -29,6 +29,7 @@ from gateway.ingest import disk
 from gateway.ingest.clock_watch import Clocks, ClockWatch
 from gateway.ingest.gaps import Gaps
 from gateway.ingest.keeper import Job, Keeper
+from gateway.ingest.key_frames import KeyFrameIndexer
 from gateway.ingest.rebuilder import Rebuilder
 from gateway.ingest.refusals import Refusals
 from gateway.ingest.retainer import Retainer
@@ -105,6 +106,7 @@ class Engine:
             partitions=lambda: self.streams,
         )
         self._rebuilder = Rebuilder()
+        self._key_frames = KeyFrameIndexer(self.data, self._camera_streams)
         self._troubles = Troubles(self.writer, self.retainer)
         self._clock_steps = 0
         refusals = Refusals(self.writer, self.gaps, lambda: self.streams, self._source_of)
@@ -116,6 +118,7 @@ class Engine:
                 Job("gaps", self.gaps.flush, GAP_INTERVAL_NS),
                 Job("clock", self._say_clock_steps, GAP_INTERVAL_NS),
                 Job("rebuilding", self._rebuilder.look, GAP_INTERVAL_NS),
+                Job("key frames", self._key_frames.look, GAP_INTERVAL_NS),
             ],
             on_health,
         )
@@ -246,6 +249,7 @@ class Engine:
     def _close_keeper(self) -> None:
         """End the keeper; then write what losses are still to be written, as far as there is room."""
         self._rebuilder.stop()
+        self._key_frames.stop()
         if not self.keeper.stop():
             return  # its disk hangs; what it has to write would not be written either
         self.keeper.close()
@@ -277,6 +281,7 @@ class Engine:
             "losses": self.gaps.statistics(),
             "keeper": self.keeper.statistics(),
             "rebuilding": self._rebuilder.statistics(),
+            "key_frames": self._key_frames.statistics(),
         }
 
     def troubles(self) -> dict[str, str]:
@@ -286,6 +291,10 @@ class Engine:
     def _settings(self, stream: str) -> StreamConfig:
         """A stream's settings as they are now: the configuration may be replaced while the engine runs."""
         return self.config.stream(stream)
+
+    def _camera_streams(self) -> set[str]:
+        """Streams of cameras that have been opened."""
+        return {camera.stream for camera in self.config.cameras.values()} & self.streams.keys()
 
     def _source_of(self, ring: str, stream: str) -> str:
         """Whose records of that stream came through that ring."""

@@ -25,6 +25,8 @@ ENTRY_BYTES = key_frames.ENTRY_BYTES
 ENTRIES_MAX = 262_144
 # So much is looked through in one go; then whoever waits for an end is asked.
 STEP_BYTES = 16 << 20
+# No segment is larger. FORMAT.md, section 2.
+LOG_BYTES_MAX = 2**31 - 1
 
 _MAGIC = b"GWKEYFR1"
 _HEADER = struct.Struct("<8sqqqII")  # magic, base offset, log bytes, next offset, entries, CRC-32C
@@ -210,13 +212,15 @@ class Search:
         self.position, self.next_offset = passed.position, passed.offset
 
 
-def build(search: Search, end_offset: int, files: Files = FILES) -> bool:
+def write(search: Search, end_offset: int, files: Files = FILES) -> bool:
     """Write the index of a sealed segment that a search has come to the end of; False: it has too many key frames.
 
     On the disk when this returns, but for its name: a crash may cost the file. OSError if it cannot be written.
     """
     if not search.whole:
         return False
-    content = encode(search.base_offset, search.position, end_offset, search.found.entries)
-    replace(files, search.directory / segment_name(search.base_offset, KEY_FRAMES_SUFFIX), content)
+    path = search.directory / segment_name(search.base_offset, KEY_FRAMES_SUFFIX)
+    replace(files, path, encode(search.base_offset, search.position, end_offset, search.found.entries))
+    if not files.exists(search.directory / segment_name(search.base_offset)):
+        files.unlink(path)  # retention took the segment meanwhile, and does not come again
     return True
