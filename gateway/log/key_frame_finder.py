@@ -33,6 +33,7 @@ class KeyFrameFinder:
     def last_before(self, end_offset: int, key: bytes | None = None) -> KeyFrame | None:
         """The last durable key frame below that offset, of the camera with that key; RECORDS_BACK_MAX away at most."""
         key_crc = None if key is None else batch.crc32c(key)
+        end_offset = min(end_offset, self._reader.limit().offset)
         floor = max(end_offset - RECORDS_BACK_MAX, 0)
         while end_offset > floor:
             at = next(self._reader.spans(end_offset - 1, end_offset), None)
