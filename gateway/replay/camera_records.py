@@ -32,6 +32,7 @@ _FOREVER = 2**63 - 1
 CLOCK_SEARCH_RECORDS = 1_500
 # So many records between two pictures are looked at for gap records.
 GAP_SEARCH_RECORDS = 10_000
+GAP_BEHIND_RECORDS = 200
 
 
 class RecordLike(Protocol):
@@ -122,6 +123,8 @@ class CameraRecord:
 
 
 def _gap_of(record: RecordLike) -> Gap | None:
+    if record.key is not None or record.value is not None:
+        return None
     for name, value in record.headers:
         if name == GAP_HEADER:
             with contextlib.suppress(ValueError):  # perhaps a newer version's
@@ -261,15 +264,17 @@ class Pictures:
         return next(self.offsets(offset, offset + 1), None)
 
     def gap_between(self, before: CameraRecord, after: CameraRecord) -> Gap | None:
-        """The gateway's own record of a loss between two access units: the last one about this camera, or without it
-        the last one of the stream."""
-        end = min(after.offset, before.offset + 1 + GAP_SEARCH_RECORDS)
+        """The gateway's own record of a loss in the time between two access units, best one about this camera.
+
+        It is written behind the loss, so perhaps a little behind `after`.
+        """
+        end = min(before.offset + GAP_SEARCH_RECORDS, after.offset) + GAP_BEHIND_RECORDS
         last = None
         for record in self.stream.read(offsets=(before.offset + 1, end)):
-            if record.key is not None or record.value is not None:
-                continue
             gap = _gap_of(record)
-            if gap is not None and (last is None or gap.source == after.camera or last.source != after.camera):
+            if gap is None or gap.first_ms > after.timestamp_ms or gap.last_ms < before.timestamp_ms:
+                continue
+            if last is None or gap.source == after.camera or last.source != after.camera:
                 last = gap
         return last
 

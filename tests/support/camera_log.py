@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gateway_native.batch import encode_headers
-from gateway_native.ring import KEYFRAME
+from gateway_native.ring import GAP, KEYFRAME
 
 import gateway
 from gateway.clock import NS_PER_MS
@@ -47,7 +47,8 @@ class CameraLog:
         return self
 
     def gap(self, gap: Gap) -> None:
-        assert self.ring.append(self.index, None, None, encode_gap(gap), gap.last_ms * NS_PER_MS)
+        """The gateway's own record of a loss."""
+        assert self.ring.append(self.index, b"", b"", encode_gap(gap), gap.last_ms * NS_PER_MS, GAP)
         self.recording.flush()
 
     def roll(self) -> None:

@@ -215,6 +215,6 @@ def test_the_log_goes_first_and_durably(tmp_path: Path) -> None:
     made, _ = partition(tmp_path)
     files = _Recorded()
     delete_segment(made.directory, 0, files)
-    assert files.calls == [".log", "sync", ".index", ".timeindex", ".sums"]
+    assert files.calls == [".log", "sync", ".index", ".timeindex", ".sums", ".keyframes"]
     assert not list(made.directory.glob("00000000000000000000.*"))
     delete_segment(made.directory, 0, files)
