@@ -20,8 +20,8 @@ TEXT: Final[int]
 RUN: Final[int]
 """A run began. number: its id. The first one says that the camera is recording."""
 PICTURE: Final[int]
-"""The parameter sets changed, or an image's size; also at the first picture. data: the newest sequence parameter set, whose
-size `gateway.nal.picture_size` reads; b"" for JPEG, where number is width << 32 | height."""
+"""The parameter sets changed, or an image's size; also at the first picture. data: the newest sequence parameter set,
+whose size `gateway.nal.picture_size` reads; b"" for JPEG, where number is width << 32 | height."""
 STALLED: Final[int]
 """No access unit in max(5 s, 10 frame intervals). number: ms since the last one, or since `add`. Said once a stall."""
 RESUMED: Final[int]
@@ -117,8 +117,8 @@ class CameraThread:
 
         fd: a connected socket; it becomes the thread's, which closes it (pass a duplicate of one that asyncio holds).
         received: what was read from it beyond the last reply that Python wants; the reply to PLAY may be in it, and
-        then comes as TEXT. Raises ValueError for arguments that cannot be, a camera that has a connection, or one too many;
-        the descriptor is then still the caller's.
+        then comes as TEXT. Raises ValueError for arguments that cannot be, a camera that has a connection, or one too
+        many; the descriptor is then still the caller's.
         """
 
     def send(self, handle: int, data: bytes) -> None:
