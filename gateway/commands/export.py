@@ -14,8 +14,7 @@ from gateway.commands.common import (
     progress,
     values_are_usage,
 )
-
-PROGRESS_STEPS = 1_000
+from gateway.commands.pictures import PROGRESS_STEPS
 
 
 @command_with_examples(
