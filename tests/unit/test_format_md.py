@@ -95,7 +95,7 @@ def test_watermark_example_is_what_the_encoder_writes() -> None:
         ("## 5. Watermark", watermark.BYTES),
         ("## 6. Summ", summary.BYTES),
         ("### Key frames", len(key_frames.encode(0, 0, 0, b""))),
-        ("             entry*  ", key_frames.ENTRY_BYTES),
+        ("and each entry is", key_frames.ENTRY_BYTES),
     ],
 )
 def test_positions_are_the_sums_of_the_widths(words: str, end: int) -> None:
@@ -125,7 +125,7 @@ def test_key_frame_entries_are_laid_out_as_documented(tmp_path: Path) -> None:
     while search.step(key_frames.LOG_BYTES_MAX, 9):
         pass
     codes = {"i64": "q", "u32": "I"}
-    kinds = "<" + "".join(codes[kind] for _, kind in fields("             entry*  "))
+    kinds = "<" + "".join(codes[kind] for _, kind in fields("and each entry is"))
     second = struct.unpack_from(kinds, search.found.entries, struct.calcsize(kinds))
     assert second == (len(data[0]), 1, T0 + 8, len(data[1]), batch.crc32c(b"gate-1"))
 
