@@ -6,18 +6,16 @@ several segments. Every picture shows its number within the minute, in a row of 
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from gateway_native.batch import encode_headers
-from gateway_native.ring import KEYFRAME, Ring
-from gateway_native.writer import Writer
+from gateway_native.ring import KEYFRAME
 
 import gateway
+from bench.recorder import recording
 from gateway import nal
+from gateway.clock import NS_PER_MS
 from gateway.log import layout
 from gateway.simulate.picture import Encoder, Picture
 
@@ -31,9 +29,9 @@ BITS_PER_S = 4_000_000
 BLOCK_S, EVERY_S = 60, 1800
 DAY_S = 86_400
 SEGMENT_BYTES = 256 << 20
+LINGER_NS = 40 * NS_PER_MS
 T0_MS = 1_790_000_000_000
 _SQUARE, _SQUARES = 32, 12
-_RING_BYTES = 64 << 20
 
 
 class Unit(NamedTuple):
@@ -68,7 +66,7 @@ def write_day(data: Path, units: list[Unit], day_s: int = DAY_S) -> int:
     """Make `data` a data directory with that day in the stream STREAM; returns the number of records."""
     layout.prepare(data, "bench", "UTC")
     written = 0
-    with _writer(data) as (writer, ring, partition):
+    with recording(data, "pwrite", stream=STREAM, linger_ns=LINGER_NS, segment_bytes=SEGMENT_BYTES) as recorder:
         for run, begin_s in enumerate(range(0, day_s, EVERY_S), 1):
             for number, unit in enumerate(units):
                 time_ms = T0_MS + begin_s * 1000 + number * 1000 // FPS
@@ -77,25 +75,10 @@ def write_day(data: Path, units: list[Unit], day_s: int = DAY_S) -> int:
                 headers += [("pts", b"%d" % (number * 90_000 // FPS)), ("run", b"%d" % run)]
                 flags = KEYFRAME if unit.key else 0
                 encoded = encode_headers(headers)
-                while not ring.append(partition, STREAM.encode(), unit.value, encoded, time_ms * 1_000_000, flags):
-                    writer.flush(1.0)
+                while not recorder.ring.append(0, STREAM.encode(), unit.value, encoded, time_ms * NS_PER_MS, flags):
+                    recorder.flush()
                 written += 1
-        assert writer.flush(60.0)
-    assert len(gateway.open(data)[STREAM]) == written
+        recorder.flush()
+    if len(gateway.open(data)[STREAM]) != written:
+        raise RuntimeError("not everything was recorded")
     return written
-
-
-@contextmanager
-def _writer(data: Path) -> Iterator[tuple[Writer, Ring, int]]:
-    writer = Writer("pwrite", partitions_max=4)
-    threads = [threading.Thread(target=body, daemon=True) for body in (writer.run_writer, writer.run_flusher)]
-    for thread in threads:
-        thread.start()
-    settings: dict[str, Any] = {"linger_ns": 40_000_000, "segment_bytes": SEGMENT_BYTES}
-    partition = writer.add_partition(str(layout.partition_path(data, STREAM)), **settings)
-    try:
-        yield writer, writer.ring("camera", _RING_BYTES), partition
-    finally:
-        writer.stop()
-        for thread in threads:
-            thread.join(60)
