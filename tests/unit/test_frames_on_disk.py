@@ -206,3 +206,29 @@ def test_a_gap_record_tells_why_there_is_no_picture(tmp_path: Path, reason: Any,
             log.stream.at(moment(T0_MS + 30_000))
         assert said in str(caught.value)
         assert caught.value.before == moment(T0_MS + 9 * 40)
+
+
+@pytest.mark.parametrize("every", ["1s", "6s"])
+def test_what_cannot_be_decoded_is_left_out(tmp_path: Path, every: str) -> None:
+    """A log that begins within a group, and a key frame that is broken: the next that can be shown takes its place."""
+    fake = FakeStream().add(encode(COUNT, gop=GOP, fps=FPS))
+    fake.records[0] = replace(fake.records[0], headers=(("codec", b"h264"), ("run", b"1")))
+    fake.records[30] = replace(fake.records[30], value=b"\0\0\0\1\x65" + bytes(40))
+    with camera_log(tmp_path, fake) as log:
+        found = [(frame.offset, shown(frame)) for frame in log.stream.frames(every=every) if not frame.damaged]
+    assert found[0] == (60, 60)
+    assert all(offset == number for offset, number in found)
+
+
+def test_reading_beside_the_writer(tmp_path: Path) -> None:
+    """A stream that was opened once sees what becomes durable, also over the border of a segment."""
+    units = encode(60, gop=10)
+    fake = FakeStream().add(units)
+    with camera_log(tmp_path, FakeStream()) as log:
+        log.write(fake.records[:1])
+        stream = log.stream
+        for first in range(1, 60, 7):
+            log.write(fake.records[first : first + 7], roll_at=[22, 43])
+            newest = min(first + 6, 59)
+            assert shown(stream.at(moment(T0_MS + newest * 40))) == newest
+            assert [frame.offset for frame in stream.frames(keys_only=True)] == list(range(0, newest + 1, 10))

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from gateway.config import from_dict
+from gateway.ingest.engine import Engine
 from gateway.ingest.key_frames import KeyFrameIndexer
 from gateway.log import key_frames
 from gateway.log.key_frame_finder import KeyFrameFinder
@@ -158,4 +160,21 @@ def test_the_thread_comes_with_the_first_camera_and_ends(log: CameraLog) -> None
     made.stop()
     assert "gateway-key-frames" not in {thread.name for thread in threading.enumerate()}
     made.look()
+    assert "gateway-key-frames" not in {thread.name for thread in threading.enumerate()}
+
+
+def test_the_engine_follows_the_streams_of_its_cameras(tmp_path: Path) -> None:
+    """Those that are open; its statistics tell of it, and its end is the thread's."""
+    config = from_dict({"data": str(tmp_path), "cameras": {"gate-1": {"url": "rtsp://127.0.0.1/x", "stream": STREAM}}})
+    engine = Engine(config)
+    engine.start()
+    try:
+        engine.partition("telemetry")
+        assert engine._camera_streams() == set()
+        engine.partition(STREAM)
+        assert engine._camera_streams() == {STREAM}
+        wait_until(lambda: "gateway-key-frames" in {thread.name for thread in threading.enumerate()}, "the thread")
+        assert engine.statistics()["key_frames"] == {"written": 0, "waiting": 0, "failures": 0}
+    finally:
+        engine.close()
     assert "gateway-key-frames" not in {thread.name for thread in threading.enumerate()}
