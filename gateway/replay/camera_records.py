@@ -264,19 +264,23 @@ class Pictures:
         return next(self.offsets(offset, offset + 1), None)
 
     def gap_between(self, before: CameraRecord, after: CameraRecord) -> Gap | None:
-        """The gateway's own record of a loss in the time between two access units, best one about this camera.
+        """The gateway's own record of a loss in the time between two access units: best one about this camera, and of
+        several the one that says most of that time.
 
         It is written behind the loss, so perhaps a little behind `after`.
         """
         end = min(before.offset + GAP_SEARCH_RECORDS, after.offset) + GAP_BEHIND_RECORDS
-        last = None
+        best: tuple[bool, int] | None = None
+        found = None
         for record in self.stream.read(offsets=(before.offset + 1, end)):
             gap = _gap_of(record)
-            if gap is None or gap.first_ms > after.timestamp_ms or gap.last_ms < before.timestamp_ms:
+            if gap is None:
                 continue
-            if last is None or gap.source == after.camera or last.source != after.camera:
-                last = gap
-        return last
+            common_ms = min(gap.last_ms, after.timestamp_ms) - max(gap.first_ms, before.timestamp_ms)
+            rank = (gap.source == after.camera, common_ms)
+            if common_ms >= 0 and (best is None or rank >= best):
+                best, found = rank, gap
+        return found
 
     def source_time_ns(self, record: CameraRecord) -> int | None:
         """When the camera took the picture by its own clock, ns since 1970; None if it told it nowhere near.

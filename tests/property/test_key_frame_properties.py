@@ -37,7 +37,7 @@ def find(content: bytes) -> Search:
         return search
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(BATCHES)
 def test_exactly_the_key_frames_of_cameras_are_found(
     batches: list[Records],
@@ -56,7 +56,7 @@ def test_exactly_the_key_frames_of_cameras_are_found(
     assert [tuple(each) for each in search.found] == expected
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(BATCHES, st.data())
 def test_damaged_bytes_break_nothing(batches: list[Records], draw: st.DataObject) -> None:
     """Some bytes are changed, or the end is cut: the search ends, and names places that are in the file."""

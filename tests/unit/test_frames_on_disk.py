@@ -202,6 +202,7 @@ def test_a_gap_record_tells_why_there_is_no_picture(tmp_path: Path, reason: Any,
             log.gap(Gap(reason, count, 700, T0_MS + 500, T0_MS + 600, source))
         log.write(later.records[5:])
         log.gap(Gap(reason, 11, 700, T0_MS + 70_500, T0_MS + 70_600, "gate-1"))
+        log.gap(Gap("packet-loss", 1, 700, T0_MS + 510, T0_MS + 520, "gate-1"))
         with pytest.raises(NoFrame) as caught:
             log.stream.at(moment(T0_MS + 30_000))
         assert said in str(caught.value)
@@ -232,3 +233,17 @@ def test_reading_beside_the_writer(tmp_path: Path) -> None:
             newest = min(first + 6, 59)
             assert shown(stream.at(moment(T0_MS + newest * 40))) == newest
             assert [frame.offset for frame in stream.frames(keys_only=True)] == list(range(0, newest + 1, 10))
+
+
+def test_pictures_that_are_far_apart_with_b_frames(tmp_path: Path) -> None:
+    """A decoder that gives pictures back later, in another order, gives the right ones, and goes on from there."""
+    units = encode(90, gop=60, fps=FPS, b_frames=3)
+    with camera_log(tmp_path, FakeStream().add(units), roll_at=[40]) as log:
+        found = [(frame.offset, shown(frame)) for frame in log.stream.frames(every="5s")]
+        times = [record.timestamp_ms - T0_MS for record in log.stream.read()]
+    expected, due = [], 0
+    for offset, time_ms in enumerate(times):
+        if time_ms >= due:
+            expected.append(offset)
+            due = time_ms // 5_000 * 5_000 + 5_000
+    assert found == [(offset, units[offset].pts * FPS // 90_000 % 80) for offset in expected]
