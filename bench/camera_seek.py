@@ -22,7 +22,7 @@ from bench.common import QUICK_VARIABLE, Result, median, scratch
 from gateway.ingest.key_frames import KeyFrameIndexer
 from gateway.replay.camera_records import moment
 
-PICTURES, PICTURES_QUICK = 24, 4
+PICTURES, PICTURES_QUICK = 8, 3
 TURNS = 3
 GOPS_S = (2, 60)
 OVER_MS_MAX, NEAREST_MS_MAX = 10.0, 60.0
