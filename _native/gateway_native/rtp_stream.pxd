@@ -8,7 +8,7 @@ from gateway_native.rtp_control cimport (
     RTCP_GOODBYE, RTCP_SENDER_REPORT, SENDER_REPORT_BYTES, goodbye_is_ours, map_place, sender_report)
 from gateway_native.rtp_jpeg cimport image_end, payload_jpeg
 from gateway_native.rtp_nal cimport nal_abandon, nal_unended, payload_h264, payload_h265
-from gateway_native.rtp_unit cimport unit_reset
+from gateway_native.rtp_unit cimport has_needed_sets, unit_reset
 from gateway_native.state cimport bump
 
 cdef extern from "wire.h" nogil:
@@ -78,6 +78,7 @@ cdef inline void unit_place(RtpSession* s) noexcept nogil:
             s.run_begins = True
         s.pts = s.unit.timestamp
     s.timestamp = s.unit.timestamp
+    s.ended_by_marker = False
     s.arrived_ns = s.unit.arrived_ns
     s.placed = True
     if s.map_pending:
@@ -114,6 +115,8 @@ cdef inline void unit_end(RtpSession* s) noexcept nogil:
     cdef RtpAssembly* u = &s.unit
     if s.codec == CODEC_JPEG and u.picture:
         image_end(s)
+    elif u.key and not has_needed_sets(s):
+        u.damaged = True                # they were lost before the first packet that came
     unit_place(s)
     if u.sets_changed:
         s.picture_changed = True
@@ -121,11 +124,11 @@ cdef inline void unit_end(RtpSession* s) noexcept nogil:
             bump(&s.counters.parameter_changes, 1)
     if u.fate == FATE_WHOLE and not u.picture:
         unit_lose(s)
-    elif not (u.key or s.seen_key):
+    elif u.fate == FATE_WHOLE and not (u.key or s.seen_key):
         bump(&s.counters.skipped_before_key, 1)
         s.carried_packets += u.lost_packets
     else:
-        s.seen_key = True
+        s.seen_key |= u.fate == FATE_WHOLE     # whoever has no memory or limit for its key frames has to hear of it
         unit_deliver(s)
     unit_reset(s)
 
@@ -155,7 +158,7 @@ cdef inline void run_end(RtpSession* s) noexcept nogil:
     """What comes next has nothing to do with what came."""
     unit_break(s)
     s.started = s.placed = s.mapped = s.map_pending = s.seen_key = False
-    s.uncertain = s.jitter_known = False
+    s.uncertain = s.jitter_known = s.ended_by_marker = s.markers_lie = False
     s.report_mono_ns = s.report_middle = 0
     s.carried_packets += s.hole
     s.hole = 0
@@ -266,8 +269,9 @@ cdef inline void payload_take(RtpSession* s, const RtpPacket* p) noexcept nogil:
             payload_jpeg(s, p.payload, p.size)
         else:
             payload_h265(s, p.payload, p.size)
-    if p.marker and not u.fragment and (u.picture or u.fate != FATE_WHOLE):
+    if p.marker and not s.markers_lie and not u.fragment and (u.picture or u.fate != FATE_WHOLE):
         unit_end(s)
+        s.ended_by_marker = True
 
 
 cdef inline void stream_packet(RtpSession* s, const uint8_t* data, size_t size) noexcept nogil:

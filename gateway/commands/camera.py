@@ -31,7 +31,7 @@ _password_option = click.option(
 
 @click.group("camera")
 def command() -> None:
-    """Look at cameras: those recorded, one at an address, those on the network."""
+    """Look at cameras: recorded ones, any address, the network."""
 
 
 @command_with_examples(
@@ -200,13 +200,13 @@ def _print_probe(report: dict[str, Any]) -> None:
         click.echo(f"redirects to  {report['redirected_to']}")
     for name in ("server", "authentication"):
         if report.get(name):
-            click.echo(f"{name:<14}{report[name]}")
+            click.echo(f"{name:<16}{report[name]}")
     for track in report.get("tracks", ()):
-        click.echo(f"{'track':<14}{_track_text(track)}")
+        click.echo(f"{'track':<16}{_track_text(track)}")
     if measured := report.get("measured"):
-        click.echo(f"{'measured':<14}{_measured_text(measured)}")
+        click.echo(f"{'measured':<16}{_measured_text(measured)}")
     if report["state"] == "ok":
-        click.echo(f"{'result':<14}it can be recorded, engine {report['engine']}")
+        click.echo(f"{'result':<16}it can be recorded, engine {report['engine']}")
     else:
         say(f"gateway: {report['url']} cannot be recorded ({report['state']}): {report['cause']}.")
 

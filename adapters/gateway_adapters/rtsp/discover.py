@@ -204,13 +204,12 @@ async def _ask(
     """Fill in a device's profiles, or what kept us from it."""
     parts = urlsplit(device.service)
     async with places:
-        camera = onvif_camera(
-            parts.hostname or "", parts.port or _ONVIF_PORT, credentials.username, credentials.password
-        )
+        user, password = credentials.username or "", credentials.password or ""  # the library fails on None
+        camera = onvif_camera(parts.hostname or "", parts.port or _ONVIF_PORT, user, password)
         try:
             async with asyncio.timeout(timeout_s):
                 await camera.update_xaddrs()
-                device.profiles = await _profiles(camera)
+                device.profiles = await _profiles(camera, "" if user else "authless_")
         except TimeoutError:
             device.problem = f"no answer within {timeout_s:g} s"
         except Exception as error:  # noqa: BLE001  # of a library above three others: whatever a device can cause
@@ -219,12 +218,14 @@ async def _ask(
             await camera.close()
 
 
-async def _profiles(camera: Any) -> list[Profile]:
+async def _profiles(camera: Any, prefix: str) -> list[Profile]:
+    """prefix: of the library's names for the operations as somebody, or as nobody."""
     media = await camera.create_media_service()
+    get_profiles, get_uri = getattr(media, f"{prefix}GetProfiles"), getattr(media, f"{prefix}GetStreamUri")
     found = []
-    for each in (await media.GetProfiles() or [])[:PROFILES_MAX]:
+    for each in (await get_profiles() or [])[:PROFILES_MAX]:
         setup = {"Stream": "RTP-Unicast", "Transport": {"Protocol": "RTSP"}}
-        uri = (await media.GetStreamUri({"StreamSetup": setup, "ProfileToken": each.token})).Uri
+        uri = (await get_uri({"StreamSetup": setup, "ProfileToken": each.token})).Uri
         url = without_user(str(uri).strip())
         if is_url(url):
             found.append(_profile(each, url))

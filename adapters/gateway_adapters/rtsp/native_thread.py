@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from gateway_native import camera_thread as native
 
-from gateway_adapters.rtsp.native_session import Connected, Lanes
+from gateway_adapters.rtsp.native_session import Connected, Names
 
 if TYPE_CHECKING:
     from gateway.ingest.engine import Engine
@@ -20,6 +20,8 @@ RING = "(cameras)"
 # Events handled before others have their turn.
 EVENTS_AT_ONCE = 256
 
+# kind, handle, number, data
+Event = tuple[int, int, int, bytes]
 Handler = Callable[[int, int, bytes], None]
 
 
@@ -28,11 +30,11 @@ class NativeThread:
 
     def __init__(self, engine: Engine) -> None:
         self.ring = engine.ring(RING)
-        self.lanes = Lanes()
+        self.names = Names()
         self._native = native.CameraThread(self.ring)
         self._users = 0
         self._handlers: dict[int, Handler] = {}
-        self._events: deque[native.Event] = deque()
+        self._events: deque[Event] = deque()
         self._loop = asyncio.get_running_loop()
         self._thread = threading.Thread(target=self._native.run, name="gateway-cameras", daemon=True)
 
@@ -99,17 +101,19 @@ class NativeThread:
             self._handle()
 
     def _handle(self) -> None:
-        self._dispatch(self._events.popleft() for _ in range(min(EVENTS_AT_ONCE, len(self._events))))
-        if self._events:
-            self._loop.call_soon(self._handle)
+        try:
+            for _ in range(min(EVENTS_AT_ONCE, len(self._events))):
+                self._dispatch(*self._events.popleft())
+        finally:  # a fault of ours in one camera's handler is reported by the loop, and keeps no other camera's events
+            if self._events:
+                self._loop.call_soon(self._handle)
 
-    def _dispatch(self, events: Iterable[native.Event]) -> None:
-        for kind, handle, number, data in events:
-            handler = self._handlers.get(handle)
-            if kind == native.CLOSED:
-                self._handlers.pop(handle, None)
-            if handler is not None:
-                handler(kind, number, data)
+    def _dispatch(self, kind: int, handle: int, number: int, data: bytes) -> None:
+        handler = self._handlers.get(handle)
+        if kind == native.CLOSED:
+            self._handlers.pop(handle, None)
+        if handler is not None:
+            handler(kind, number, data)
 
 
 _threads: dict[object, NativeThread] = {}
