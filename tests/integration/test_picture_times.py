@@ -29,7 +29,7 @@ def shown(image: Any, candidates: Sequence[AccessUnit]) -> int:
     drawn = Picture(NAME, WIDTH, HEIGHT)
     found = [np.abs(clock_of(drawn.draw(each.index, each.wall_ns)) - clock_of(image)).mean() for each in candidates]
     best, second = sorted(found)[:2]
-    assert best < second * 0.8, "the picture shows none of them clearly"
+    assert best < second * 0.9, "the picture shows none of them clearly"
     return int(np.argmin(found))
 
 
@@ -39,7 +39,7 @@ async def test_the_clock_in_the_picture_is_the_one_of_its_record(tmp_path: Path)
     await server.start()
     try:
         async with recording(tmp_path, {NAME: {"url": server.urls[NAME]}}) as gateway:
-            await until(lambda: gateway.statistics(NAME)["access_units"] >= 75)
+            await until(lambda: gateway.statistics(NAME)["access_units"] >= 50)
         stream = gateway.stream(NAME)
         records = [record for record in stream.read() if record.value is not None]
     finally:
@@ -47,7 +47,7 @@ async def test_the_clock_in_the_picture_is_the_one_of_its_record(tmp_path: Path)
     sent = list(server.journal)
     place = {nal.join(unit.nals): number for number, unit in enumerate(sent)}
     # On a machine that does not keep up several come at once: between those there is no instant.
-    apart = [n for n in range(70) if records[n + 1].timestamp_ms - records[n].timestamp_ms >= 2]
+    apart = [n for n in range(45) if records[n + 1].timestamp_ms - records[n].timestamp_ms >= 2]
     assert len(apart) >= 7
     for number in apart[:: len(apart) // 7]:
         record, following = records[number], records[number + 1]
