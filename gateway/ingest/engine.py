@@ -106,7 +106,7 @@ class Engine:
             partitions=lambda: self.streams,
         )
         self._rebuilder = Rebuilder()
-        self._key_frames = KeyFrameIndexer(self.data, self._camera_streams)
+        self._key_frames = KeyFrameIndexer(self.data, self._camera_streams, reserve_bytes=self.disk.reserve_bytes)
         self._troubles = Troubles(self.writer, self.retainer)
         self._clock_steps = 0
         refusals = Refusals(self.writer, self.gaps, lambda: self.streams, self._source_of)

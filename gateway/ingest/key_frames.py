@@ -7,8 +7,10 @@ thread of its own, because looking through an old segment waits for the disk, an
 
 from __future__ import annotations
 
+import errno
 import itertools
 import logging
+import os
 import threading
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -16,6 +18,7 @@ from typing import Any
 
 from gateway_native import watermark
 
+from gateway.ingest.disk import space
 from gateway.log import key_frames
 from gateway.log.key_frames import Search
 from gateway.log.layout import WATERMARK_FILE, list_segments, partition_path
@@ -51,10 +54,21 @@ class _Followed:
 class KeyFrameIndexer:
     """At most one thread, from the first camera's stream on until `stop`."""
 
-    def __init__(self, data: Path, streams: Callable[[], Iterable[str]], *, interval_s: float = INTERVAL_S) -> None:
-        """streams: names of the open streams that cameras write; asked again each time."""
+    def __init__(
+        self,
+        data: Path,
+        streams: Callable[[], Iterable[str]],
+        *,
+        reserve_bytes: int = 0,
+        interval_s: float = INTERVAL_S,
+    ) -> None:
+        """streams: names of the open streams that cameras write; asked again each time.
+
+        reserve_bytes: what is kept free on the disk; where there is less, no index is written.
+        """
         self._data = data
         self._streams = streams
+        self._reserve_bytes = reserve_bytes
         self._interval_s = interval_s
         self._followed: dict[str, _Followed] = {}
         self._given_up: set[str] = set()
@@ -152,6 +166,8 @@ class KeyFrameIndexer:
     def _write(self, name: str, search: Search, end_offset: int) -> None:
         """An index that cannot be written is left to the next start: it is only a help."""
         try:
+            if space(self._data).free_bytes < self._reserve_bytes:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             self.written += key_frames.write(search, end_offset)
         except OSError as error:
             self.failures += 1

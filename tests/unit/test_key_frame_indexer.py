@@ -108,6 +108,13 @@ def test_a_full_disk_costs_the_index_only(log: CameraLog, monkeypatch: pytest.Mo
     assert indexed(log) == {0: [0, 10]}
 
 
+def test_the_reserve_of_the_disk_stays_free(log: CameraLog) -> None:
+    """Where less is free than that, an index has to wait for the next start."""
+    made = KeyFrameIndexer(log.data, lambda: [STREAM], reserve_bytes=1 << 62)
+    run(made)
+    assert (made.written, made.failures, indexed(log)) == (0, 1, {})
+
+
 def test_retention_may_be_faster(log: CameraLog, monkeypatch: pytest.MonkeyPatch) -> None:
     """A segment that is deleted while its index is made leaves none behind, and no failure."""
     write = key_frames.write
