@@ -23,6 +23,7 @@ MODULES = {
     "log_amplification": "bytes to the disk per byte of payload, fsyncs and batches, by rate",
     "log_many_streams": "a commit of 10 to 1,000 streams, fdatasync of each against syncfs",
     "key_index": "one key of 100,000 in a segment of 1 GiB, beside walking it",
+    "camera_seek": "a picture out of a day of footage: at() beside PyAV decoding the same access units",
     "log_startup": "time until a gateway with 100,000 segments accepts, and after kill -9",
 }
 

@@ -18,6 +18,7 @@ from gateway.ingest.disk import SYNCFS_FILES
 
 RING_BYTES = 16 * 2**20
 FLUSH_TIMEOUT_S = 300.0
+SEGMENT_BYTES = 2**30
 
 
 class Cost(NamedTuple):
@@ -40,13 +41,14 @@ class Recorder:
         linger_ns: int = 5_000_000,
         stream: str = "bench",
         syncfs_files: int = SYNCFS_FILES,
+        segment_bytes: int = SEGMENT_BYTES,
         **options: Any,
     ) -> None:
         self.writer = Writer(storage, partitions_max=max(1024, partitions), syncfs_files=syncfs_files, **options)
         self.ring: Ring = self.writer.ring("bench", RING_BYTES)
         for number in range(partitions):
             name = stream if partitions == 1 else f"{stream}-{number:04d}"
-            self.writer.add_partition(str(directory / f"{name}-0"), linger_ns=linger_ns)
+            self.writer.add_partition(str(directory / f"{name}-0"), linger_ns=linger_ns, segment_bytes=segment_bytes)
         self.partitions = partitions
         self._writer = threading.Thread(target=self.writer.run_writer)
         self._flusher = threading.Thread(target=self.writer.run_flusher)

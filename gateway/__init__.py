@@ -28,10 +28,10 @@ from gateway.errors import (
 
 if TYPE_CHECKING:
     from gateway.replay.cursor import Cursor
+    from gateway.replay.decoding import Frame
     from gateway.replay.export import ExportReport
     from gateway.replay.exports.exporter import RecordsReport
     from gateway.replay.follow import Merged
-    from gateway.replay.frames import Frame
     from gateway.replay.log import Log, Stream, open  # noqa: A004  # gateway.open(…) reads as it should
     from gateway.replay.records import Record, Records
 
@@ -62,7 +62,7 @@ __all__ = [
 _LATE = {
     "Cursor": "gateway.replay.cursor",
     "ExportReport": "gateway.replay.export",
-    "Frame": "gateway.replay.frames",
+    "Frame": "gateway.replay.decoding",
     "Log": "gateway.replay.log",
     "Merged": "gateway.replay.follow",
     "Record": "gateway.replay.records",

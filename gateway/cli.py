@@ -31,6 +31,7 @@ _COMMANDS = {
     "read": "gateway.commands.read",
     "camera": "gateway.commands.camera",
     "frame": "gateway.commands.frame",
+    "frames": "gateway.commands.frames",
     "export": "gateway.commands.export",
     "replay": "gateway.commands.replay",
     "verify": "gateway.commands.verify",

@@ -18,6 +18,7 @@ from gateway.commands.common import (
     print_table,
     say,
 )
+from gateway.commands.snapshot import command as snapshot
 from gateway.errors import UsageError
 
 _username_option = click.option("--username", help="Whom the camera lets in …")
@@ -339,3 +340,4 @@ def _quoted(text: str) -> str:
 command.add_command(list_cameras)
 command.add_command(probe)
 command.add_command(discover)
+command.add_command(snapshot)

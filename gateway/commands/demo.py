@@ -128,7 +128,7 @@ def _show_readings(log: Log) -> bool:
 def _show_pictures(log: Log, directory: Path, outcome: Outcome) -> bool:
     """One PNG and one MP4 of the first camera; those of an earlier run are replaced."""
     from gateway import demo
-    from gateway.commands.frame import write_picture
+    from gateway.commands.pictures import write_picture
 
     name = demo.CAMERAS[0]
     picture, clip = directory / f"{name}.png", directory / f"{name}.mp4"

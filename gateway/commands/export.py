@@ -16,13 +16,13 @@ from gateway.commands.common import (
     say,
     values_are_usage,
 )
+from gateway.commands.pictures import PROGRESS_STEPS
 from gateway.errors import DamageError, UsageError
 
 if TYPE_CHECKING:
     from gateway import Log
     from gateway.log.segment import Damage
 
-PROGRESS_STEPS = 1_000
 VIDEO_SUFFIX = ".mp4"
 FORMATS = ("parquet", "arrow", "csv", "jsonl")
 

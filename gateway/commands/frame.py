@@ -11,16 +11,13 @@ from gateway.commands.common import (
     command_with_examples,
     data_options,
     json_option,
-    print_json,
+    progress,
     values_are_usage,
 )
-from gateway.errors import GatewayError, UsageError
+from gateway.commands.pictures import PROGRESS_STEPS, check_format, say_written, size_option, write_picture
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
-_FORMATS = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
+    from gateway.replay.decoding import Size
 
 
 @command_with_examples(
@@ -29,6 +26,7 @@ _FORMATS = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
     """
     gateway frame gate-1 "2026-11-23 08:13:04.250" gate.png
     gateway frame gate-1 -10m gate.jpg --data /var/lib/gateway
+    gateway frame gate-1 -10m thumbnail.jpg --nearest-key --max-age 1min --size 320x
     """,
     takes_times=True,
 )
@@ -36,38 +34,35 @@ _FORMATS = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
 @click.argument("at")
 @click.argument("out", type=click.Path(path_type=Path, dir_okay=False))
 @click.option("--max-age", default="2s", show_default=True, help="How old the picture may be at that instant.")
+@click.option("--nearest-key", is_flag=True, help="The key frame nearest to it will do: found at once.")
 @click.option("--camera", help="Which one, in a stream of several.")
+@size_option
 @json_option
 @data_options
-def command(stream: str, at: str, out: Path, max_age: str, camera: str | None, as_json: bool, data: Path) -> None:
+def command(
+    stream: str,
+    at: str,
+    out: Path,
+    max_age: str,
+    nearest_key: bool,
+    camera: str | None,
+    size: Size | None,
+    as_json: bool,
+    data: Path,
+) -> None:
     """Write to OUT (.png or .jpg) the picture of camera STREAM that was on screen at the time AT."""
     import gateway
 
-    if out.suffix.lower() not in _FORMATS:
-        raise UsageError(f"{out} names no picture format; end it in .png or .jpg.")
-    with values_are_usage():
-        frame = gateway.open(data)[stream].at(at, max_age=max_age, camera=camera)
+    check_format(out)
+    opened = gateway.open(data)[stream]
+    with values_are_usage(), progress("Decoding") as step:
+        frame = opened.at(
+            at,
+            max_age=max_age,
+            nearest_key=nearest_key,
+            camera=camera,
+            size=size,
+            progress=lambda done: step(int(done * PROGRESS_STEPS), PROGRESS_STEPS),
+        )
     write_picture(out, frame.bgr)
-    height, width = frame.bgr.shape[:2]
-    shown = frame.timestamp.isoformat(timespec="milliseconds")
-    if as_json:
-        report = {"path": str(out), "timestamp": shown, "offset": frame.offset, "width": width, "height": height}
-        print_json({**report, "keyframe": frame.keyframe, "damaged": frame.damaged})
-    else:
-        damage = ", damaged" if frame.damaged else ""
-        click.echo(f"{out}: {width}x{height}, received {shown}, offset {frame.offset}{damage}")
-
-
-def write_picture(path: Path, pixels: NDArray[np.uint8]) -> None:
-    """Encodes by the name's ending; replaces a file of that name only when the new one is whole."""
-    import cv2
-
-    encoded, buffer = cv2.imencode(path.suffix.lower(), pixels)
-    if not encoded:
-        raise GatewayError(f"{path}: the picture could not be encoded.")
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        partial.write_bytes(buffer.tobytes())
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    say_written(out, frame, as_json=as_json)

@@ -29,6 +29,7 @@ from gateway.ingest import disk
 from gateway.ingest.clock_watch import Clocks, ClockWatch
 from gateway.ingest.gaps import Gaps
 from gateway.ingest.keeper import Job, Keeper
+from gateway.ingest.key_frames import KeyFrameIndexer
 from gateway.ingest.key_indexer import KeyIndexer
 from gateway.ingest.rebuilder import Rebuilder
 from gateway.ingest.refusals import Refusals
@@ -109,6 +110,7 @@ class Engine:
         self._key_indexer = KeyIndexer(
             self.data, self.disk.reserve_bytes, state=self.writer.partition_state, wanted=self._has_key_index
         )
+        self._key_frames = KeyFrameIndexer(self.data, self._camera_streams, reserve_bytes=self.disk.reserve_bytes)
         self._troubles = Troubles(self.writer, self.retainer)
         self._clock_steps = 0
         refusals = Refusals(self.writer, self.gaps, lambda: self.streams, self._source_of)
@@ -121,6 +123,7 @@ class Engine:
                 Job("clock", self._say_clock_steps, GAP_INTERVAL_NS),
                 Job("rebuilding", self._rebuilder.look, GAP_INTERVAL_NS),
                 Job("key indexes", lambda: self._key_indexer.look(self.streams), GAP_INTERVAL_NS),
+                Job("key frames", self._key_frames.look, GAP_INTERVAL_NS),
             ],
             on_health,
         )
@@ -252,6 +255,7 @@ class Engine:
         """End the keeper; then write what losses are still to be written, as far as there is room."""
         self._rebuilder.stop()
         self._key_indexer.stop()
+        self._key_frames.stop()
         if not self.keeper.stop():
             return  # its disk hangs; what it has to write would not be written either
         self.keeper.close()
@@ -284,6 +288,7 @@ class Engine:
             "keeper": self.keeper.statistics(),
             "rebuilding": self._rebuilder.statistics(),
             "key_indexes": self._key_indexer.statistics(),
+            "key_frames": self._key_frames.statistics(),
         }
 
     def troubles(self) -> dict[str, str]:
@@ -300,6 +305,10 @@ class Engine:
         if wanted is not None:
             return wanted
         return all(camera.stream != stream for camera in self.config.cameras.values())
+
+    def _camera_streams(self) -> set[str]:
+        """Streams of cameras that have been opened."""
+        return {camera.stream for camera in self.config.cameras.values()} & self.streams.keys()
 
     def _source_of(self, ring: str, stream: str) -> str:
         """Whose records of that stream came through that ring."""

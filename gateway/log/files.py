@@ -49,6 +49,9 @@ class _ReadFile:
             data += more
         return data
 
+    def fileno(self) -> int:
+        return self._file.fileno()
+
     def next_data(self, position: int) -> int:
         """Where, from `position` on, something was written: what lies before it is a hole, or allocated, and zero."""
         try:

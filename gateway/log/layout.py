@@ -24,9 +24,10 @@ INDEX_SUFFIX = ".index"
 TIME_SUFFIX = ".timeindex"
 SUMS_SUFFIX = ".sums"
 KEYS_SUFFIX = ".keys"
+KEY_FRAMES_SUFFIX = ".keyframes"
 CUT_SUFFIX = ".cut"
 NEW_SUFFIX = ".new"
-SIDECAR_SUFFIXES = (INDEX_SUFFIX, TIME_SUFFIX, SUMS_SUFFIX, KEYS_SUFFIX)
+SIDECAR_SUFFIXES = (INDEX_SUFFIX, TIME_SUFFIX, SUMS_SUFFIX, KEYS_SUFFIX, KEY_FRAMES_SUFFIX)
 
 # A batch is at most one record of 16 MiB and what belongs to it; what claims to be longer is damaged.
 BATCH_BYTES_MAX = 64 << 20

@@ -261,9 +261,22 @@ class PartitionReader:
         return sum(1 for _ in self._all_spans())
 
     def _all_spans(self) -> Iterator[tuple[Span, Limit]]:
+        return self.spans(0, FOREVER)
+
+    def spans(self, offset_from: int, offset_to: int) -> Iterator[tuple[Span, Limit]]:
+        """The segments that may hold offsets in [offset_from, offset_to), and what may be read of the last one."""
         limit = self.limit()
-        for span in self._segments.spans(limit.segment_base, limit.offset, 0, FOREVER):
+        for span in self._segments.spans(limit.segment_base, limit.offset, offset_from, offset_to):
             yield span, limit
+
+    def locate(self, span: Span, limit: Limit, offset: int) -> tuple[int, int, int]:
+        """Where to begin to look for `offset` in a segment: position and base offset of a batch; and where it ends.
+
+        FileNotFoundError if retention took it.
+        """
+        with Segment(self.directory, span.base_offset) as segment:
+            end = limit.position if span.base_offset == limit.segment_base else segment.size
+            return *self._locate(segment, offset, end), end
 
     def offset_of_time(self, timestamp: int) -> int:
         """The first offset whose record is not earlier than `timestamp` (ms); the durable offset if there is none."""

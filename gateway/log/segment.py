@@ -107,6 +107,11 @@ class Segment:
         """Bytes in the file now; more than there are batches while the segment is being written."""
         return self._file.size
 
+    def fileno(self) -> int:
+        """The descriptor, for native code that reads by itself; only of files that are on a real disk."""
+        number: int = self._file.fileno()  # type: ignore[attr-defined]
+        return number
+
     def read(self, position: int, size: int) -> bytes:
         """Up to `size` bytes from `position`; fewer only at the end of the file. OSError for a bad sector."""
         return self._file.read(position, size)

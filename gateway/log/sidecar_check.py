@@ -9,10 +9,18 @@ from gateway_native import batch, summary, watermark
 from gateway_native.summary import Summary
 from gateway_native.watermark import Watermark
 
+from gateway.log import key_frames
 from gateway.log.files import FILES
 from gateway.log.index_check import REBUILD, OnDamage, OnNote
 from gateway.log.key_index import KeyIndex, KeyIndexDamaged, key_index_path
-from gateway.log.layout import INDEX_SUFFIX, MANIFEST_FILE, SUMS_SUFFIX, TIME_SUFFIX, segment_name
+from gateway.log.layout import (
+    INDEX_SUFFIX,
+    KEY_FRAMES_SUFFIX,
+    MANIFEST_FILE,
+    SUMS_SUFFIX,
+    TIME_SUFFIX,
+    segment_name,
+)
 from gateway.log.manifest import ENTRY_BYTES, Manifest
 from gateway.log.segment import Damage
 
@@ -76,6 +84,19 @@ class SidecarCheck:
             self._check_indexes(path, found, walked.base_offset)
         self._check_keys(walked.base_offset)
         self._check_entry(walked)
+
+    def key_frames(self, base: int) -> None:
+        """The index of key frames, if there is one, is sound. It is a help that readers do without."""
+        path = self._directory / segment_name(base, KEY_FRAMES_SUFFIX)
+        try:
+            if key_frames.parse(FILES.read_bytes(path)) is not None:
+                return
+            problem = "is damaged"
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            problem = f"cannot be read: {error.strerror}"
+        self._on_note(path, f"{problem}; readers do without it. Delete it, and the gateway makes it again")
 
     def active(self, mark: Watermark) -> None:
         """The active segment's indexes begin with what the watermark vouches for."""

@@ -318,6 +318,7 @@ class _PartitionCheck:
         if sealed:
             times = (place.first_timestamp, place.max_timestamp)
             self.sidecars.segment(Walked(segment.base_offset, place.position, place.offset, *times, sound))
+            self.sidecars.key_frames(segment.base_offset)
         elif self.mark is not None and self.mark.segment_base == segment.base_offset:
             self.sidecars.active(self.mark)
         self.counts.segments += 1

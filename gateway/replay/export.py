@@ -20,9 +20,9 @@ from typing import Any
 from gateway import nal
 from gateway.clock import format_duration, format_size
 from gateway.errors import GatewayError, NoFrame
-from gateway.replay.camera_records import LIBAV_CODECS, CameraRecord, Pictures, StreamLike, milliseconds
-from gateway.replay.frames import Decoder
-from gateway.replay.timeline import CLOCK_HZ, Timeline, with_decode_times, with_durations
+from gateway.replay.camera_records import CLOCK_HZ, LIBAV_CODECS, CameraRecord, Pictures, StreamLike, milliseconds
+from gateway.replay.decoding import Decoder
+from gateway.replay.timeline import Timeline, with_decode_times, with_durations
 
 Progress = Callable[[float], None]
 
@@ -34,8 +34,9 @@ class ExportReport:
     start, end: receive times of the first and the last access unit. begins: "at start" when the range begins with a key
     frame, "before start" when the key frame before it had to be taken, "after start" when there was none. duration_s:
     as the clip plays, gaps included. runs: how many connections it spans. gaps: interruptions of more than two seconds.
-    lost: access units known to be missing in it. left_out: pictures at the beginning of a run that cannot be decoded.
-    parameter_changes: how often size or coding parameters change within it.
+    lost: access units known to be missing in it. damaged: pictures of which parts are or may be missing. left_out:
+    pictures at the beginning of a run that cannot be decoded. parameter_changes: how often size or coding parameters
+    change within it.
     """
 
     path: Path
@@ -52,6 +53,7 @@ class ExportReport:
     runs: int
     gaps: int
     lost: int
+    damaged: int
     left_out: int
     parameter_changes: int
 
@@ -66,8 +68,14 @@ class ExportReport:
         ]
         if self.begins != "at start":
             parts.append(f"begins with the key frame {self.begins.replace('start', 'the start asked for')}")
-        told = (("runs", self.runs, 1), ("gaps", self.gaps, 0), ("access units lost", self.lost, 0),
-                ("parameter changes", self.parameter_changes, 0), ("pictures left out", self.left_out, 0))  # fmt: skip
+        told = (
+            ("runs", self.runs, 1),
+            ("gaps", self.gaps, 0),
+            ("access units lost", self.lost, 0),
+            ("damaged", self.damaged, 0),
+            ("parameter changes", self.parameter_changes, 0),
+            ("pictures left out", self.left_out, 0),
+        )
         parts += [f"{count} {name}" for name, count, usual in told if count > usual]
         return "; ".join(parts)
 
@@ -132,9 +140,9 @@ def _beginning(pictures: Pictures, start_ms: int | None, end_ms: int | None) -> 
     before = pictures.key_before(first)
     if before is not None:
         return before, "before start"
-    for record in pictures.between(start_ms, end_ms):
-        if record.key:
-            return record, "after start"
+    after = next(pictures.keys(first, end_ms), None)
+    if after is not None:
+        return after, "after start"
     raise NoFrame(
         f"There is nothing to export: pictures are recorded {_span(pictures, start_ms, end_ms)}, but no key frame to "
         "begin with, neither in that time nor in the minutes before."
@@ -195,6 +203,7 @@ class _Clip:
         self._frames = 0
         self._end_ticks = 0
         self._lost = 0
+        self._damaged = 0
         self._changes = 0
 
     def write(self, path: Path) -> None:
@@ -240,6 +249,7 @@ class _Clip:
             runs=self._timeline.runs,
             gaps=self._timeline.gaps,
             lost=self._lost,
+            damaged=self._damaged,
             left_out=self._timeline.left_out,
             parameter_changes=self._changes,
         )
@@ -258,6 +268,7 @@ class _Clip:
             self._watch_parameters(record)
             if record.offset != self._first.offset:
                 self._lost += record.lost
+            self._damaged += record.damaged
             self._last = record
             self._show((record.timestamp_ms - self._first.timestamp_ms) / self._span_ms)
             yield record

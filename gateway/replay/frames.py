@@ -6,122 +6,43 @@ asked for is decoded, and only what is looked at is converted to pixels.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, field
-from datetime import datetime
-from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
-from gateway.clock import NS_PER_MS, format_duration
-from gateway.errors import GatewayError, NoFrame, UsageError
-from gateway.replay.camera_records import LIBAV_CODECS, CameraRecord, Pictures, StreamLike, milliseconds, moment
-
-if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
+from gateway.clock import NS_PER_MS, NS_PER_S, format_duration
+from gateway.errors import NoFrame, UsageError
+from gateway.log.gap import Gap
+from gateway.replay.camera_records import CameraRecord, Pictures, StreamLike, milliseconds
+from gateway.replay.decoding import Decoder, Frame, Size, check_size
 
 # A group of pictures larger than this is decoded piece by piece instead of being looked through first.
 _GROUP_BYTES_MAX = 64 << 20
 _GROUP_RECORDS_MAX = 5_000
+# Pictures at least so far apart are looked for one by one; the records between closer ones are read through.
+_APART_NS = 5 * NS_PER_S
+# A decoder may hold a picture back until it has seen so many more (H.264 and H.265 reorder 16 at most).
+_HELD_BACK_MAX = 16
 
-
-def _missing(library: str) -> GatewayError:
-    return GatewayError(f"Pictures need {library}, which is not installed: pip install 'gateway[replay]'.")
-
-
-@dataclass(frozen=True, eq=False)
-class Frame:
-    """One decoded picture.
-
-    offset: of its record. timestamp, timestamp_ms: when the gateway received it. source_time_ns: the camera's own
-    clock, ns since 1970, None when it told none. keyframe: whether its record is a key frame. damaged: access units
-    before it are missing, or the decoder found errors in it.
-    """
-
-    camera: str
-    offset: int
-    timestamp: datetime
-    timestamp_ms: int
-    source_time_ns: int | None
-    keyframe: bool
-    damaged: bool
-    _picture: Any = field(repr=False)
-
-    @classmethod
-    def of(cls, record: CameraRecord, picture: Any, *, damaged: bool) -> Frame:
-        return cls(
-            camera=record.camera,
-            offset=record.offset,
-            timestamp=record.timestamp,
-            timestamp_ms=record.timestamp_ms,
-            source_time_ns=record.source_time_ns,
-            keyframe=record.key,
-            damaged=damaged or bool(picture.is_corrupt),
-            _picture=picture,
-        )
-
-    @property
-    def source_time(self) -> datetime | None:
-        """The camera's own time, to the microsecond, in the same zone as `timestamp`."""
-        if self.source_time_ns is None:
-            return None
-        milliseconds, rest_ns = divmod(self.source_time_ns, NS_PER_MS)
-        whole = moment(milliseconds)
-        return whole.replace(microsecond=whole.microsecond + rest_ns // 1_000).astimezone(self.timestamp.tzinfo)
-
-    @property
-    def width(self) -> int:
-        """Pixels."""
-        return int(self._picture.width)
-
-    @property
-    def height(self) -> int:
-        """Pixels."""
-        return int(self._picture.height)
-
-    @cached_property
-    def bgr(self) -> NDArray[np.uint8]:
-        """height x width x 3, uint8, blue first, as OpenCV takes it."""
-        return self._pixels("bgr24")
-
-    @cached_property
-    def rgb(self) -> NDArray[np.uint8]:
-        """height x width x 3, uint8, red first, as Matplotlib and Pillow take it."""
-        return self._pixels("rgb24")
-
-    def png(self) -> bytes:
-        """The picture as a PNG file's content."""
-        try:
-            import cv2
-        except ImportError as error:
-            raise _missing("OpenCV") from error
-        done, encoded = cv2.imencode(".png", self.bgr)
-        if not done:
-            raise GatewayError(f"The picture of {self.camera!r} at {self.timestamp} could not be written as PNG.")
-        return bytes(encoded)
-
-    def _repr_png_(self) -> bytes:
-        """How notebooks show it."""
-        return self.png()
-
-    def _pixels(self, layout: str) -> NDArray[np.uint8]:
-        try:
-            import numpy  # noqa: F401, ICN001 - PyAV needs it here, and says so less kindly
-        except ImportError as error:
-            raise _missing("NumPy") from error
-        pixels: NDArray[np.uint8] = self._picture.to_ndarray(format=layout)
-        return pixels
+Progress = Callable[[float], None]
 
 
 def at(
-    stream: StreamLike, time_ns: int, max_age_ns: int, *, nearest_key: bool = False, camera: str | None = None
+    stream: StreamLike,
+    time_ns: int,
+    max_age_ns: int,
+    *,
+    nearest_key: bool = False,
+    camera: str | None = None,
+    size: Size | None = None,
+    progress: Progress | None = None,
 ) -> Frame:
     """The picture that was on screen at `time_ns`: the newest one received at or before it.
 
     nearest_key: instead the key frame nearest to that time, before or after it, which costs the decoding of one
-    picture. Raises NoFrame when it is further away than `max_age_ns`, when there is none, or when it cannot be decoded;
-    the error names its neighbours and the cause.
+    picture. size: what it is scaled to. progress: is called with 0.0 to 1.0. Raises NoFrame when it is further away
+    than `max_age_ns`, when there is none, or when it cannot be decoded; the error names its neighbours and the cause.
     """
+    check_size(size)
     pictures = Pictures(stream, camera)
     target = pictures.last(-(-(time_ns - max_age_ns) // NS_PER_MS), time_ns // NS_PER_MS + 1)
     if nearest_key:
@@ -131,8 +52,10 @@ def at(
     key = pictures.key_before(target)
     if key is None:
         raise _undecodable(target, "no key frame is recorded before it")
-    decoder = Decoder()
+    decoder = Decoder(size, pictures.source_time_ns)
     for record in pictures.offsets(key.offset, target.offset + 1):
+        if progress is not None:
+            progress((record.offset - key.offset + 1) / (target.offset - key.offset + 1))
         for frame in decoder.decode(record, wanted=record.offset == target.offset):
             return frame
     for frame in decoder.finish():
@@ -143,8 +66,9 @@ def at(
 def _nearest_key(pictures: Pictures, target: CameraRecord | None, time_ns: int, max_age_ns: int) -> CameraRecord | None:
     """The key frame nearest to a time; `target` is the newest access unit up to it."""
     before = pictures.key_before(target) if target is not None else None
-    following = pictures.between(time_ns // NS_PER_MS + 1, (time_ns + max_age_ns) // NS_PER_MS + 1)
-    after = next((record for record in following if record.key), None)
+    end_ms = (time_ns + max_age_ns) // NS_PER_MS + 1
+    following = pictures.first(time_ns // NS_PER_MS + 1, end_ms)
+    after = next(pictures.keys(following, end_ms), None) if following is not None else None
     reachable = [
         (distance_ns, record)
         for record in (before, after)
@@ -161,30 +85,50 @@ def iterate(
     keys_only: bool = False,
     *,
     camera: str | None = None,
+    size: Size | None = None,
 ) -> Iterator[Frame]:
     """The pictures received in [start, end), decoded as they are asked for, memory bounded by a group of pictures.
 
     every_ns: at most one picture in each such interval from `start` on, its first. keys_only: key frames only, by far
-    the cheapest. What cannot be decoded is left out.
+    the cheapest. size: what they are scaled to. What cannot be decoded is left out.
     """
     if every_ns is not None and every_ns <= 0:
         raise UsageError("`every` must be longer than nothing.")
-    return _iterate(Pictures(stream, camera), start_ns, end_ns, every_ns, keys_only)
+    check_size(size)
+    return _iterate(Pictures(stream, camera), start_ns, milliseconds(end_ns), every_ns, keys_only, size)
 
 
 def _iterate(
-    pictures: Pictures, start_ns: int | None, end_ns: int | None, every_ns: int | None, keys_only: bool
+    pictures: Pictures,
+    start_ns: int | None,
+    end_ms: int | None,
+    every_ns: int | None,
+    keys_only: bool,
+    size: Size | None,
 ) -> Iterator[Frame]:
-    end_ms = milliseconds(end_ns)
     first = pictures.first(milliseconds(start_ns), end_ms)
     if first is None:
         return
     if start_ns is None:
         start_ns = first.timestamp_ms * NS_PER_MS
-    key = first if keys_only else pictures.key_before(first)
-    choice = _Choice(start_ns, every_ns, keys_only)
-    decoder = Decoder()
-    records = pictures.offsets((key or first).offset)
+    choice = _Choice(start_ns, every_ns)
+    decoder = Decoder(size, pictures.source_time_ns)
+    if every_ns is not None and every_ns >= _APART_NS and pictures.finds_keys:
+        yield from _Apart(pictures, decoder, choice, keys_only).frames(first, end_ms)
+    elif keys_only:
+        for record in pictures.keys(first, end_ms):
+            if choice.takes(record):
+                yield from decoder.decode(record, wanted=True)
+                yield from decoder.finish()
+    else:
+        key = pictures.key_before(first)
+        yield from _consecutive(pictures.offsets((key or first).offset), end_ms, choice, decoder)
+
+
+def _consecutive(
+    records: Iterator[CameraRecord], end_ms: int | None, choice: _Choice, decoder: Decoder
+) -> Iterator[Frame]:
+    """Read everything, decode each group of pictures as far as something of it is wanted."""
     continued = False
     for group, complete in _groups(records, end_ms):
         decodable = group[0].key or continued
@@ -194,11 +138,55 @@ def _iterate(
             continue
         last = len(wanted) - 1 - wanted[::-1].index(True) if complete else len(wanted) - 1
         for record, take in zip(group[: last + 1], wanted, strict=False):
-            if take or not keys_only:
-                yield from decoder.decode(record, wanted=take)
+            yield from decoder.decode(record, wanted=take)
         if complete:
             yield from decoder.finish()
     yield from decoder.finish()
+
+
+class _Apart:
+    """Pictures that are far apart: each is looked for, and decoded from its key frame, or on from the one before it."""
+
+    def __init__(self, pictures: Pictures, decoder: Decoder, choice: _Choice, keys_only: bool) -> None:
+        self._pictures = pictures
+        self._decoder = decoder
+        self._choice = choice
+        self._keys_only = keys_only
+        self._fed = -1  # the decoder has had everything since a key frame, up to before this offset
+
+    def frames(self, first: CameraRecord, end_ms: int | None) -> Iterator[Frame]:
+        target: CameraRecord | None = first
+        while target is not None:
+            wanted: CameraRecord | None = target
+            if self._keys_only:
+                wanted = next(self._pictures.keys(target, end_ms), None)
+            frame = self._decode(wanted) if wanted is not None else None
+            if frame is None and not self._keys_only:
+                # As reading through would: the first in the interval, or after it, that can be decoded.
+                wanted = next(self._pictures.keys(target, end_ms), None)
+                frame = self._decode(wanted) if wanted is not None else None
+            if wanted is None:
+                return
+            if frame is not None:
+                self._choice.takes(wanted)
+                yield frame
+            after = milliseconds(self._choice.due_ns) if frame is not None else None
+            target = self._pictures.first(after, end_ms, offset=wanted.offset + 1)
+
+    def _decode(self, target: CameraRecord) -> Frame | None:
+        """The picture of `target`; None when it cannot be decoded."""
+        key = self._pictures.key_before(target)
+        if key is None:
+            return None
+        begin = self._fed if key.offset < self._fed <= target.offset else key.offset
+        if begin == key.offset:
+            self._decoder.finish()
+        self._fed = -1
+        for record in self._pictures.offsets(begin, target.offset + 1 + _HELD_BACK_MAX):
+            for frame in self._decoder.decode(record, wanted=record.offset == target.offset):
+                self._fed = record.offset + 1
+                return frame
+        return next(iter(self._decoder.finish()), None)
 
 
 @dataclass
@@ -207,18 +195,18 @@ class _Choice:
 
     start_ns: int
     every_ns: int | None
-    keys_only: bool
-    _due_ns: int = 0
+    due_ns: int = 0
+    """From then on the next one is taken."""
 
     def takes(self, record: CameraRecord) -> bool:
         time_ns = record.timestamp_ms * NS_PER_MS
-        if time_ns < self.start_ns or (self.keys_only and not record.key):
+        if time_ns < self.start_ns:
             return False
         if self.every_ns is None:
             return True
-        if time_ns < self._due_ns:
+        if time_ns < self.due_ns:
             return False
-        self._due_ns = self.start_ns + ((time_ns - self.start_ns) // self.every_ns + 1) * self.every_ns
+        self.due_ns = self.start_ns + ((time_ns - self.start_ns) // self.every_ns + 1) * self.every_ns
         return True
 
 
@@ -238,67 +226,6 @@ def _groups(records: Iterator[CameraRecord], end_ms: int | None) -> Iterator[tup
         size += len(record.value)
     if group:
         yield group, not split
-
-
-class Decoder:
-    """Decodes access units in order and gives back the wanted ones as frames."""
-
-    def __init__(self) -> None:
-        self._context: Any = None
-        self._codec = ""
-        self._wanted: dict[int, CameraRecord] = {}
-        self._damaged: set[int] = set()
-        self._broken = False  # access units are missing since the last key frame
-
-    def decode(self, record: CameraRecord, *, wanted: bool) -> list[Frame]:
-        """Take one access unit; the frames that are ready, of those wanted."""
-        import av
-
-        if self._context is None or record.codec != self._codec:
-            ready = self.finish()
-            self._open(record.codec)
-        else:
-            ready = []
-        self._broken = not record.key and (self._broken or record.lost > 0)
-        if wanted:
-            self._wanted[record.offset] = record
-            if self._broken:
-                self._damaged.add(record.offset)
-        packet = av.Packet(record.value)
-        packet.pts = packet.dts = record.offset  # comes back with the frame, whatever the order of display
-        packet.is_keyframe = record.key
-        return ready + self._take(packet)
-
-    def finish(self) -> list[Frame]:
-        """The frames that the decoder still holds back; it can go on with a key frame afterwards."""
-        if self._context is None:
-            return []
-        ready = self._take(None)
-        self._context.flush_buffers()
-        self._wanted.clear()
-        self._damaged.clear()
-        return ready
-
-    def _open(self, codec: str) -> None:
-        import av
-
-        self._context = av.CodecContext.create(LIBAV_CODECS[codec], "r")
-        self._codec = codec
-
-    def _take(self, packet: Any) -> list[Frame]:
-        import av.error
-
-        try:
-            pictures = self._context.decode(packet)
-        except av.error.FFmpegError:
-            self._broken = True
-            return []
-        frames = []
-        for picture in pictures:
-            record = self._wanted.pop(picture.pts, None)
-            if record is not None:
-                frames.append(Frame.of(record, picture, damaged=record.offset in self._damaged))
-        return frames
 
 
 def _undecodable(record: CameraRecord, cause: str) -> NoFrame:
@@ -321,7 +248,8 @@ def _no_frame(pictures: Pictures, time_ns: int, max_age_ns: int) -> NoFrame:
     else:
         parts.append("there is none before,")
     parts.append(f"the next one is from {_time(after)};" if after is not None else "and none after;")
-    parts.append(_cause(before, after))
+    gap = pictures.gap_between(before, after) if before is not None and after is not None else None
+    parts.append(_cause(before, after, gap))
     return NoFrame(
         " ".join(parts),
         before=before.timestamp if before is not None else None,
@@ -329,16 +257,36 @@ def _no_frame(pictures: Pictures, time_ns: int, max_age_ns: int) -> NoFrame:
     )
 
 
-def _cause(before: CameraRecord | None, after: CameraRecord | None) -> str:
+def _cause(before: CameraRecord | None, after: CameraRecord | None, gap: Gap | None) -> str:
     if before is None:
         return "the recording begins later."
     if after is None:
         return "nothing newer is on disk yet, or the camera has been away since."
+    if gap is not None:
+        return f"{_GAP_CAUSES.get(gap.reason, gap.reason)}{_gap_count(gap)}."
     if before.run != after.run:
         return "the camera was away in between (it connected again for the next one)."
     if after.lost:
         return f"{after.lost} access units were lost before the next one."
+    if after.lost_packets:
+        return f"{after.lost_packets} packets were lost before the next one."
     return "the camera sent nothing in between."
+
+
+# What the reasons of gap records mean to somebody who looks for a picture.
+_GAP_CAUSES = {
+    "full-disk": "the disk was full",
+    "failed-disk": "the disk failed",
+    "overload": "the gateway was overloaded",
+    "packet-loss": "packets were lost on the way from the camera",
+    "camera-away": "the camera was away in between",
+    "damage": "what was recorded in between is damaged",
+    "retention": "what was recorded in between was deleted",
+}
+
+
+def _gap_count(gap: Gap) -> str:
+    return f" ({gap.count:,} access units are missing)" if gap.count else ""
 
 
 def _time(record: CameraRecord) -> str:

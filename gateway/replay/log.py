@@ -9,6 +9,7 @@ from __future__ import annotations
 import threading
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from datetime import UTC, datetime
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from zoneinfo import ZoneInfo
@@ -22,12 +23,13 @@ from gateway.log.partition import PartitionReader
 from gateway.replay.records import GapReport, OnGap, Record, Records, moment
 
 if TYPE_CHECKING:
+    from gateway.log.key_frame_finder import KeyFrameFinder
     from gateway.log.segment import Damage
     from gateway.replay.cursor import Cursor
+    from gateway.replay.decoding import Frame, Size
     from gateway.replay.export import ExportReport
     from gateway.replay.exports.exporter import RecordsReport
     from gateway.replay.follow import Follower, Merged
-    from gateway.replay.frames import Frame
     from gateway.replay.readings import WithReadings
 
 # How often `follow` looks whether more has become durable.
@@ -332,16 +334,44 @@ class Stream:
         """Milliseconds since 1970-01-01 UTC in the site's time zone."""
         return moment(timestamp_ms, self.zone)
 
-    def at(self, when: Any, *, max_age: str = "2s", nearest_key: bool = False, camera: str | None = None) -> Frame:
+    @cached_property
+    def key_frames(self) -> KeyFrameFinder:
+        """Finds the key frames of cameras in this stream, by the indexes beside its segments where there are any."""
+        from gateway.log.key_frame_finder import KeyFrameFinder
+
+        return KeyFrameFinder(self.reader)
+
+    def at(
+        self,
+        when: Any,
+        *,
+        max_age: str = "2s",
+        nearest_key: bool = False,
+        camera: str | None = None,
+        size: Size | None = None,
+        progress: Callable[[float], None] | None = None,
+    ) -> Frame:
         """The picture on screen at that instant: the newest one received at or before it.
 
-        NoFrame, which names its neighbours, if none is at most `max_age` old. nearest_key: the key frame before will
-        do, which saves decoding. camera: which, in a stream of several.
+        NoFrame, which names its neighbours, if none is at most `max_age` old. nearest_key: the key frame nearest to the
+        instant will do, which saves decoding. camera: which, in a stream of several. size: (width, height) in pixels to
+        scale it to; one of them may be None and follows. progress: gets 0.0 to 1.0 while it is decoded.
         """
         from gateway.replay import frames
 
-        max_age_ns = clock.parse_duration(max_age)
-        return frames.at(self, self.instant_ns(when), max_age_ns, nearest_key=nearest_key, camera=camera)
+        return frames.at(
+            self,
+            self.instant_ns(when),
+            clock.parse_duration(max_age),
+            nearest_key=nearest_key,
+            camera=camera,
+            size=size,
+            progress=progress,
+        )
+
+    def snapshot(self, *, max_age: str = "2s", camera: str | None = None, size: Size | None = None) -> Frame:
+        """The newest picture on disk; NoFrame if it is older than `max_age` now. Otherwise as `at`."""
+        return self.at("now", max_age=max_age, camera=camera, size=size)
 
     def frames(
         self,
@@ -351,12 +381,17 @@ class Stream:
         every: str | None = None,
         keys_only: bool = False,
         camera: str | None = None,
+        size: Size | None = None,
     ) -> Iterator[Frame]:
-        """Decoded pictures of a half-open range; `every` thins them out, `keys_only` decodes key frames alone."""
+        """Decoded pictures of a half-open range, decoded as they are asked for; memory is bounded.
+
+        every: at most one in each such interval from `start` on. keys_only: key frames alone, which costs least. size:
+        (width, height) in pixels to scale them to; one of them may be None and follows.
+        """
         from gateway.replay import frames
 
         every_ns = clock.parse_duration(every) if every is not None else None
-        return frames.iterate(self, self._ns(start), self._ns(end), every_ns, keys_only, camera=camera)
+        return frames.iterate(self, self._ns(start), self._ns(end), every_ns, keys_only, camera=camera, size=size)
 
     def frames_with(
         self,

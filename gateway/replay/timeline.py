@@ -10,9 +10,8 @@ from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from gateway.replay.camera_records import CameraRecord
+from gateway.replay.camera_records import CLOCK_HZ, CameraRecord
 
-CLOCK_HZ = 90_000
 _TICKS_PER_MS = CLOCK_HZ // 1000
 # How many access units later a picture may be sent that is shown earlier (H.264 and H.265 allow 16 reordered pictures).
 _REORDERED_MAX = 16

@@ -349,8 +349,8 @@ def test_what_is_no_range_of_offsets_is_refused(text: str) -> None:
 
 COMMANDS = [
     ["init"], ["run"], ["demo"], ["simulate"], ["simulate", "sensors"], ["simulate", "camera"], ["stream"],
-    ["stream", "list"], ["stream", "delete"], ["read"], ["frame"], ["export"], ["replay"], ["verify"],
-    ["config"], ["config", "check"],
+    ["stream", "list"], ["stream", "delete"], ["read"], ["frame"], ["frames"], ["export"], ["replay"], ["camera"],
+    ["camera", "snapshot"], ["verify"], ["config"], ["config", "check"],
 ]  # fmt: skip
 
 

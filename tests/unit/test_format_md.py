@@ -18,7 +18,7 @@ from gateway_adapters.rtsp.recorder import Recorder
 from gateway_native import batch, summary, watermark
 
 from gateway.clock import NS_PER_MS
-from gateway.log import layout
+from gateway.log import key_frames, layout
 from tests.support import rtp_packets
 from tests.support.cameras import cameras, send
 from tests.support.native import wait_until
@@ -97,6 +97,8 @@ def test_watermark_example_is_what_the_encoder_writes() -> None:
         ("## 3. Record batch", batch.HEADER_BYTES),
         ("## 5. Watermark", watermark.BYTES),
         ("## 6. Summ", summary.BYTES),
+        ("### Key frames", len(key_frames.encode(0, 0, 0, b""))),
+        ("and each entry is", key_frames.ENTRY_BYTES),
     ],
 )
 def test_positions_are_the_sums_of_the_widths(words: str, end: int) -> None:
@@ -115,6 +117,20 @@ def test_batch_layout_is_the_one_that_the_code_reads() -> None:
     kinds = [codes[kind] for _, kind in fields("## 3. Record batch") if kind in codes]
     values = struct.unpack_from(">" + "".join(kinds), batch.encode(EXAMPLE, 5))
     assert values == (5, 79, 0, 2, 0x51F8BB1B, 0, 1, T0, T0 + 7, -1, -1, -1, 2)
+
+
+def test_key_frame_entries_are_laid_out_as_documented(tmp_path: Path) -> None:
+    """Found in a segment, each number stands where the document says, in its type."""
+    headers = [("codec", b"h264"), ("keyframe", b"1")]
+    data = [batch.encode([(T0 + at, b"gate-1", b"x" * 99, headers)], at) for at in (7, 8)]
+    Partition(tmp_path).add(data, base=7, sealed=False)
+    search = key_frames.Search(tmp_path, 7)
+    while search.step(key_frames.LOG_BYTES_MAX, 9):
+        pass
+    codes = {"i64": "q", "u32": "I"}
+    kinds = "<" + "".join(codes[kind] for _, kind in fields("and each entry is"))
+    second = struct.unpack_from(kinds, search.found.entries, struct.calcsize(kinds))
+    assert second == (len(data[0]), 1, T0 + 8, len(data[1]), batch.crc32c(b"gate-1"))
 
 
 @pytest.mark.parametrize(
