@@ -51,6 +51,7 @@ from gateway_native.state cimport (
     move_batches,
     pop_batch,
     push_batch,
+    reserve_bytes,
     STEP_ALLOCATE_APPEND,
     STEP_CREATE,
     STEP_SEAL,
@@ -243,7 +244,7 @@ cdef bint try_room(WriterState* w, Partition* p) noexcept nogil:
     if failed == 0 and p.active is NULL:
         failed = create_segment(w, p, p.next_offset)
     if failed == 0:
-        failed = active_make_room(w.ops, p.active, BATCH_BYTES, p.segment_bytes, w.reserve_bytes)
+        failed = active_make_room(w.ops, p.active, BATCH_BYTES, p.segment_bytes, reserve_bytes(w))
     if failed:
         gw_store_relaxed(&p.stalled_errno, <uint64_t>(-failed))
     return failed == 0
@@ -267,7 +268,6 @@ cdef bint take_gap(WriterState* w, Partition* p, uint64_t ring_index, RingSlot* 
     cdef uint8_t* key = <uint8_t*>slot + SLOT_BYTES
     cdef uint8_t* value = key + slot.key_bytes
     cdef int64_t timestamp = slot.timestamp_ns // NS_PER_MS
-    cdef int64_t reserve = w.reserve_bytes
     cdef uint64_t before = p.drained[ring_index]
     cdef bint appended
     p.open = take_buffer(
@@ -281,9 +281,9 @@ cdef bint take_gap(WriterState* w, Partition* p, uint64_t ring_index, RingSlot* 
     p.next_offset += 1
     p.last_timestamp = timestamp
     p.drained[ring_index] = slot.sequence
-    w.reserve_bytes = -1
+    w.into_reserve = True
     appended = append_open_batch(w, p)
-    w.reserve_bytes = reserve
+    w.into_reserve = False
     if not appended:
         # Still full: it is refused, and its sender keeps it. It is no loss that would be counted.
         p.drained[ring_index] = before
@@ -373,7 +373,7 @@ cdef int append_batch(WriterState* w, Partition* p, Batch* batch, uint64_t* step
             return failed
     step[0] = STEP_ALLOCATE_APPEND
     return active_append(w.ops, p.active, batch.data, batch.finished_bytes, last_offset, batch.builder.max_timestamp,
-                         p.segment_bytes, w.reserve_bytes)
+                         p.segment_bytes, reserve_bytes(w))
 
 
 cdef void count_records(WriterState* w, Partition* p, Batch* batch) noexcept nogil:

@@ -172,7 +172,8 @@ cdef struct WriterState:
     RingState* rings[RINGS_MAX]
     uint64_t ring_count
     ManualTime* manual              # NULL: the machine's clocks
-    int64_t reserve_bytes           # of the disk, never filled with records
+    uint64_t reserve_bytes          # of the disk, never filled with records; anyone may set it
+    bint into_reserve               # the writer's: what is appended now may use it
     uint64_t syncfs_files           # from so many dirty files on, one syncfs instead; 0: never
     # Batch buffers.
     Batch* free_batches[BATCH_SIZES]    # by size
@@ -272,6 +273,10 @@ cdef inline uint64_t dirty_partitions(WriterState* w) noexcept nogil:
 cdef inline bint is_crowded(WriterState* w) noexcept nogil:
     """Are they so many that what each costs counts, and that they do not stay in the processor's caches?"""
     return dirty_partitions(w) > CROWDED_PARTITIONS
+
+cdef inline int64_t reserve_bytes(WriterState* w) noexcept nogil:
+    """What appending has to leave free: see `active_make_room`."""
+    return -1 if w.into_reserve else <int64_t>gw_load_relaxed(&w.reserve_bytes)
 
 cdef inline void bell(int fd) noexcept nogil:
     """Make an eventfd readable."""

@@ -35,6 +35,7 @@ from gateway_native.state cimport (
     gw_fence,
     gw_load_acquire,
     gw_load_relaxed,
+    gw_store_relaxed,
     gw_store_release,
     monotonic_ns,
 )
@@ -153,7 +154,7 @@ cdef class Writer:
         w.ops = self.table.ops
         w.partitions_max = partitions_max
         w.buffer_bytes_max = buffer_bytes
-        w.reserve_bytes = reserve_bytes
+        w.reserve_bytes = <uint64_t>reserve_bytes
         w.syncfs_files = syncfs_files
         if clock is not None:
             w.manual = &clock.time
@@ -191,11 +192,11 @@ cdef class Writer:
     @property
     def reserve_bytes(self) -> int:
         """Bytes of the disk that records may not use; may be changed at any time."""
-        return self.state.reserve_bytes
+        return <int64_t>gw_load_relaxed(&self.state.reserve_bytes)
 
     @reserve_bytes.setter
     def reserve_bytes(self, int64_t value):
-        self.state.reserve_bytes = value
+        gw_store_relaxed(&self.state.reserve_bytes, <uint64_t>value)
 
     @property
     def health_fd(self) -> int:
