@@ -35,6 +35,7 @@ from gateway_native.state cimport (
     gw_fence,
     gw_load_acquire,
     gw_load_relaxed,
+    gw_store_relaxed,
     gw_store_release,
     monotonic_ns,
 )
