@@ -106,7 +106,7 @@ def _typed(
         arrays = _arrays(columns, shape, base)
         typed, reasons = payloads.arrays(arrays[at])
         if reasons:
-            for row, reason in reasons.items():
+            for row, reason in sorted(reasons.items()):
                 bad.add(_bad_payload(arrays, at, row, reason))
             kept = pa.array([row not in reasons for row in range(columns.rows)])
             arrays = [array.filter(kept) for array in arrays]

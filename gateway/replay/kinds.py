@@ -133,19 +133,26 @@ def with_fields(schema: Any) -> pa.Schema:
 def converter_to(kind: pa.DataType) -> Callable[[Any], Any]:
     """Makes a payload's value what Arrow takes for a column of a given type; what does not fit stays, and is refused.
 
-    An int fits a float; anything fits text; a time is ISO 8601 text with a zone, never a bare number (which unit?).
+    An int fits a float, and a float without a fraction an int; anything fits text; a time is ISO 8601 text with a zone,
+    never a bare number (which unit?).
     """
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
+        inner = converter_to(kind.value_type)
+        return lambda value: [inner(each) for each in value] if isinstance(value, (list, tuple)) else _none(value)
+    if pa.types.is_struct(kind):
+        fields = [(field.name, converter_to(field.type)) for field in kind]
+        return lambda value: (
+            {name: convert(value.get(name)) for name, convert in fields} if isinstance(value, Mapping) else _none(value)
+        )
+    if pa.types.is_integer(kind):
+        return _integer
     if pa.types.is_floating(kind):
-        return _int_as_float
+        return _number
     if pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind):
         return as_text
-    if pa.types.is_timestamp(kind):
-        return _time
-    return _same
-
-
-def _int_as_float(value: Any) -> Any:
-    return float(value) if type(value) is int else value
+    if pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_binary_view(kind):
+        return lambda value: value if isinstance(value, bytes) else _none(value)
+    return _time if pa.types.is_timestamp(kind) else _same
 
 
 class _Unfit:
@@ -158,15 +165,29 @@ class _Unfit:
         return str(self._value)
 
 
+def _none(value: Any) -> _Unfit | None:
+    return None if value is None else _Unfit(value)
+
+
+def _integer(value: Any) -> Any:
+    if type(value) is float and value.is_integer():
+        return int(value)
+    return value if type(value) is int else _none(value)
+
+
+def _number(value: Any) -> Any:
+    if type(value) is int:
+        return float(value)
+    return value if type(value) is float else _none(value)
+
+
 def _time(value: Any) -> Any:
     if isinstance(value, str):
         try:
             value = datetime.fromisoformat(value)
         except ValueError:
             return _Unfit(value)
-    if isinstance(value, datetime):
-        return value if value.tzinfo is not None else _Unfit(value)
-    return None if value is None else _Unfit(value)
+    return value if isinstance(value, datetime) and value.tzinfo is not None else _none(value)
 
 
 def try_array(values: list[Any], kind: pa.DataType) -> pa.Array | None:

@@ -7,6 +7,7 @@ payload that cannot be read, or does not fit, is set aside with a reason, and it
 from __future__ import annotations
 
 import importlib
+import io
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -21,6 +22,7 @@ from gateway.replay.kinds import Kind, arrow_type, converter, converter_to, kind
 FIELDS_MAX = 1_000
 
 Row = dict[str, Any]
+Load = Callable[[bytes], Any]
 Typed = tuple[list[pa.Array], dict[int, str]]
 
 
@@ -46,24 +48,45 @@ def payloads_of(shape: Shape, taken: Iterable[str]) -> Payloads:
     """For a shape whose values are not bytes. taken: names that other columns have."""
     if shape.values == "float":
         return Numbers(shape, taken)
-    loads = _loader("orjson") if shape.values == "json" else _loader("cbor2")
-    return Objects(loads, _bad_errors(shape.values), shape.schema, taken)
+    if shape.values == "json":
+        return Objects(_load_json(), (ValueError, RecursionError), shape.schema, taken)
+    # Tags make dates and numbers of what a payload holds: each raises what its constructor does.
+    return Objects(_load_cbor(), (Exception,), shape.schema, taken)
 
 
-def _loader(name: str) -> Callable[[bytes], Any]:
+def _load_json() -> Load:
+    return _library("orjson").loads  # type: ignore[no-any-return]
+
+
+# Tags of CBOR that a payload of a few bytes can make gigabytes, or endless structures, of: shared values (28, 29) and
+# strings (25, 256), and patterns (35). http://cbor.schmorp.de/value-sharing, http://cbor.schmorp.de/stringref
+_REFUSED_TAGS = (25, 28, 29, 35, 256)
+_CBOR_DEPTH_MAX = 64
+
+
+def _load_cbor() -> Load:
+    decoder = _library("cbor2").CBORDecoder
+    refused = dict.fromkeys(_REFUSED_TAGS, _refuse_tag)
+
+    def load(payload: bytes) -> Any:
+        data = io.BytesIO(payload)
+        value = decoder(data, semantic_decoders=refused, max_depth=_CBOR_DEPTH_MAX).decode()
+        if data.tell() != len(payload):
+            raise ValueError(f"{len(payload) - data.tell()} bytes follow the value")
+        return value
+
+    return load
+
+
+def _refuse_tag(*_: Any) -> Any:
+    raise ValueError("a CBOR tag that is not read: shared values, shared strings, patterns")
+
+
+def _library(name: str) -> Any:
     try:
-        loads: Callable[[bytes], Any] = importlib.import_module(name).loads
+        return importlib.import_module(name)
     except ImportError as error:
         raise GatewayError(f"{name} is not installed: pip install 'gateway[replay]' brings it.") from error
-    return loads
-
-
-def _bad_errors(values: str) -> tuple[type[Exception], ...]:
-    """What the loader raises for a payload that is none of its format."""
-    if values == "json":
-        return (ValueError, RecursionError)
-    # CBOR's tags make dates, numbers and expressions of text: each may raise what its constructor does.
-    return (Exception,)
 
 
 # -- numbers -----------------------------------------------------------------------------------------------------------
@@ -110,7 +133,7 @@ class Objects(Payloads):
 
     def __init__(
         self,
-        loads: Callable[[bytes], Any],
+        loads: Load,
         bad_errors: tuple[type[Exception], ...],
         schema: Any,
         taken: Iterable[str],
@@ -123,6 +146,7 @@ class Objects(Payloads):
         self._convert: list[Callable[[Any], Any]] = []
         if schema is not None:
             self.schema = with_fields(schema)
+            self._convert = [converter_to(field.type) for field in self.schema]
             clash = self._taken.intersection(self.schema.names)
             if clash:
                 raise UsageError(f"The schema has the field {min(clash)!r}, which is a column of its own already.")
@@ -158,35 +182,17 @@ class Objects(Payloads):
     def arrays(self, values: pa.Array) -> Typed:
         rows, reasons = self._rows(values)
         assert self.schema is not None
-        if self._given:
-            return self._given_arrays(rows, reasons)
-        kept = [row for number, row in enumerate(rows) if number not in reasons]
+        columns = []
+        for field, convert in zip(self.schema, self._convert, strict=True):
+            name = field.name
+            column = [None if row is None else convert(row.get(name)) for row in rows]
+            if self._given and try_array(column, field.type) is None:
+                _find_unfit(column, field, reasons)
+            columns.append(column)
         return [
-            pa.array([None if row is None else convert(row.get(field.name)) for row in kept], field.type)
-            for field, convert in zip(self.schema, self._convert, strict=True)
+            pa.array([value for number, value in enumerate(column) if number not in reasons], field.type)
+            for field, column in zip(self.schema, columns, strict=True)
         ], reasons
-
-    def _given_arrays(self, rows: list[Row | None], reasons: dict[int, str]) -> Typed:
-        assert self.schema is not None
-        columns = {field.name: [self._value(row, field) for row in rows] for field in self.schema}
-        for field in self.schema:
-            column = columns[field.name]
-            if try_array(column, field.type) is not None:
-                continue
-            for number, value in enumerate(column):
-                if number not in reasons and try_array([value], field.type) is None:
-                    reasons[number] = f"field {field.name!r} is {str(value)[:60]!r}, not {field.type}"
-        arrays = []
-        for field in self.schema:
-            kept = [value for number, value in enumerate(columns[field.name]) if number not in reasons]
-            made = try_array(kept, field.type)
-            assert made is not None
-            arrays.append(made)
-        return arrays, reasons
-
-    @staticmethod
-    def _value(row: Row | None, field: pa.Field) -> Any:
-        return None if row is None else converter_to(field.type)(row.get(field.name))
 
     def _rows(self, values: pa.Array) -> tuple[list[Row | None], dict[int, str]]:
         """Flat fields by row; None for null payloads, and for bad ones, whose reasons are given."""
@@ -212,6 +218,13 @@ class Objects(Payloads):
         for name in self._taken.intersection(row):
             row[f"value.{name}"] = row.pop(name)
         return row
+
+
+def _find_unfit(column: list[Any], field: pa.Field, reasons: dict[int, str]) -> None:
+    """Add the rows whose value does not fit the field."""
+    for number, value in enumerate(column):
+        if number not in reasons and try_array([value], field.type) is None:
+            reasons[number] = f"field {field.name!r} is {str(value)[:60]!r}, not {field.type}"
 
 
 # Deeper objects stay one value.
