@@ -14,14 +14,14 @@ cdef struct Room:                       # bytes that grow; malloc's
     size_t capacity
     size_t expected                     # how many the next one will take, by the last one
 
-cdef enum Form:                         # of a column of byte strings
+cdef enum ColumnForm:                   # of a column of byte strings
     FORM_NONE = 0                       # left out
     FORM_COPY = 1                       # large_binary: offsets, then the bytes, copied
     FORM_VIEW = 2                       # binary_view: 16 bytes each, which point into the buffers that were decoded
     FORM_CODES = 3                      # dictionary: int32 into the distinct ones, in the order in which they came
 
 cdef struct ByteColumn:                   # one column of byte strings
-    int form                            # Form
+    int form                            # ColumnForm
     Room items                          # int64 ends (FORM_COPY), views (FORM_VIEW) or int32 codes (FORM_CODES)
     Room bytes                          # FORM_COPY: the strings one after the other; FORM_CODES: the distinct ones
     Room ends                           # FORM_CODES: int64 ends of the distinct ones

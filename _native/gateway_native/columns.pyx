@@ -1,6 +1,7 @@
 """Records as columns. See columns.pxd for what lies where, and columns.pyi for what it does."""
 
 import os
+from typing import Literal, Union
 
 from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_FillInfo, PyBuffer_Release, PyObject_GetBuffer
 from libc.stdint cimport INT64_MAX, INT64_MIN
@@ -49,8 +50,9 @@ cdef extern from "<sys/mman.h>" nogil:
     int madvise(void* address, size_t size, int advice)
     int MADV_HUGEPAGE
 
-FORMS = {"none": FORM_NONE, "copy": FORM_COPY, "view": FORM_VIEW, "codes": FORM_CODES}
-FORM_NAMES = {number: name for name, number in FORMS.items()}
+_FORMS = {"none": FORM_NONE, "copy": FORM_COPY, "view": FORM_VIEW, "codes": FORM_CODES}
+_FORM_NAMES = {number: name for name, number in _FORMS.items()}
+Form = Union[Literal["none"], Literal["copy"], Literal["view"], Literal["codes"]]
 
 
 # -- room -----------------------------------------------------------------------------------------------------------------
@@ -308,7 +310,7 @@ class Columns:
 cdef object finished(ByteColumn* s, int64_t rows):
     """The column as Python sees it; the room it had goes with it."""
     result = Strings()
-    result.form = FORM_NAMES[s.form]
+    result.form = _FORM_NAMES[s.form]
     result.nulls = s.nulls.used // sizeof(int64_t)
     result.validity = validity_of(&s.nulls, rows)
     result.items = memory_of(&s.items) if s.form != FORM_NONE else None
@@ -360,9 +362,9 @@ cdef bint headers_sound(RecordView* record) noexcept nogil:
 
 
 cdef int form_of(str name, bint codes) except -1:
-    form = FORMS.get(name)
+    form = _FORMS.get(name)
     if form is None or (form == FORM_CODES and not codes):
-        raise ValueError(f"a column has one of the forms {', '.join(FORMS)} (codes: keys only), not {name!r}")
+        raise ValueError(f"a column has one of the forms {', '.join(_FORMS)} (codes: keys only), not {name!r}")
     return form
 
 

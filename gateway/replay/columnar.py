@@ -196,6 +196,12 @@ class Columnar(ABC):
         return pyarrow.RecordBatchReader.from_batches(shaped.schema, _to_the_end(shaped))
 
 
+def refuse_options(shape: Shape) -> None:
+    """UsageError if options were given where the columns are what they are."""
+    if shape not in {Shape(), Shape(view=True)}:
+        raise UsageError("This table's columns are fixed: it takes no options but the range's own.")
+
+
 class Stream:
     """What others pull batches from, as often as they like (Arrow's PyCapsule protocol)."""
 

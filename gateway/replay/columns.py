@@ -139,7 +139,7 @@ def _arrays(columns: Columns, shape: Shape, schema: pa.Schema) -> list[pa.Array]
         pa.Array.from_buffers(TIMESTAMP, rows, [None, pa.py_buffer(columns.timestamp)]),
     ]
     if columns.key.form == "codes":
-        codes, distinct = _coded(columns)
+        codes, distinct = coded_keys(columns)
         arrays.append(_decoded_keys(codes, distinct, schema.field("key").type))
         for name, values in zip(*_topic_columns(shape, distinct), strict=True):
             assert schema.field(name).type == values.type
@@ -168,7 +168,7 @@ def strings_array(found: Buffers, rows: int, kind: pa.DataType, sources: list[pa
     return pa.Array.from_buffers(kind, rows, buffers, null_count=found.nulls)
 
 
-def _coded(columns: Columns) -> tuple[pa.Array, pa.Array]:
+def coded_keys(columns: Columns) -> tuple[pa.Array, pa.Array]:
     """Codes by row, and the distinct keys as bytes."""
     key = columns.key
     validity = pa.py_buffer(key.validity) if key.validity is not None else None

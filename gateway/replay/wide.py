@@ -15,7 +15,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from gateway.errors import UsageError
-from gateway.replay.columnar import Columnar, Shape, Shaped
+from gateway.replay.columnar import Columnar, Shape, Shaped, refuse_options
 from gateway.replay.columns import TIMESTAMP, shape_records
 
 if TYPE_CHECKING:
@@ -62,8 +62,7 @@ class Wide(Columnar):
         self._shape = shape
 
     def shaped(self, shape: Shape) -> Shaped:
-        if shape not in {Shape(), Shape(view=True)}:
-            raise UsageError("What the columns are is said to `wide`, not to what reads them.")
+        refuse_options(shape)
         limit = self._records.limit()
         found = self._find_columns(limit)
         names = sorted(found)
