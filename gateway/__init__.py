@@ -14,6 +14,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from gateway.errors import (
+    BadPayloadWarning,
     ConfigError,
     DamageError,
     DamageWarning,
@@ -30,9 +31,11 @@ if TYPE_CHECKING:
     from gateway.replay.export import ExportReport
     from gateway.replay.frames import Frame
     from gateway.replay.log import Log, Stream, open  # noqa: A004  # gateway.open(…) reads as it should
+    from gateway.replay.moments import Moment
     from gateway.replay.records import Record, Records
 
 __all__ = [
+    "BadPayloadWarning",
     "ConfigError",
     "DamageError",
     "DamageWarning",
@@ -42,6 +45,7 @@ __all__ = [
     "GatewayError",
     "LockedError",
     "Log",
+    "Moment",
     "NoFrame",
     "Record",
     "Records",
@@ -57,6 +61,7 @@ _LATE = {
     "ExportReport": "gateway.replay.export",
     "Frame": "gateway.replay.frames",
     "Log": "gateway.replay.log",
+    "Moment": "gateway.replay.moments",
     "Record": "gateway.replay.records",
     "Records": "gateway.replay.records",
     "Stream": "gateway.replay.log",

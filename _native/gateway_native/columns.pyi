@@ -62,7 +62,7 @@ class ColumnBuilder:
         values: Form = "copy",
         headers: bool = False,
         without_header: bytes | None = None,
-        rows_max: int = 131072,
+        rows_max: int = 256000,
         bytes_max: int = 67108864,
     ) -> Self: ...
     @property

@@ -371,7 +371,7 @@ cdef int form_of(str name, bint codes) except -1:
 cdef class ColumnBuilder:
     def __cinit__(
         self, *, str keys="copy", str values="copy", bint headers=False, bytes without_header=None,
-        int64_t rows_max=131072, int64_t bytes_max=67108864,
+        int64_t rows_max=256000, int64_t bytes_max=67108864,    # with a piece's more, 8 bytes each fill a huge page
     ):
         if rows_max < 1 or bytes_max < 1:
             raise ValueError(f"a batch of columns has at least one row and one byte, not {rows_max} and {bytes_max}")
@@ -528,6 +528,7 @@ cdef class ColumnBuilder:
         cdef const uint8_t* at = view.data + AT_RECORDS
         cdef const uint8_t* end = view.data + view.length
         cdef bint any_key = keys is None
+        cdef int64_t before = self.rows
         cdef size_t records = view.length // RECORD_BYTES_MIN
         cdef RecordView record
         cdef int64_t offset, timestamp
@@ -567,7 +568,7 @@ cdef class ColumnBuilder:
                 if problem == BAD_RECORDS:
                     view.found -= 1
                 return problem
-        if self.source_data != NULL:
+        if self.source_data != NULL and self.rows > before:
             (<int64_t*>(self.source_used.data + self.source_used.used))[-1] = end - self.source_data
         return GOOD if at == end else BAD_RECORDS
 

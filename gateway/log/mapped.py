@@ -43,6 +43,8 @@ class MappedSegment(Segment):
         if self._maps and size > 0:
             try:
                 return self._mapped(position, size), 0
+            except ValueError:
+                pass  # the file was cut behind its last batch between asking for its size and mapping that
             except OSError:  # no such advice, a bad sector, no descriptor left: reading tells, or succeeds
                 self._maps = self._window is not None  # a bad sector is no reason to map no more
         return self.read_some(position, size)

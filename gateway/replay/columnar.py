@@ -129,7 +129,7 @@ class Columnar(ABC):
     """Something that is read as columns. Each call reads anew, up to what is durable by then.
 
     Memory stays bounded where the result allows it: `to_batches` and `to_duckdb` hold one batch at a time, of
-    131,072 rows or 64 MiB and what one piece of the log adds. The gateway may write, and retention delete, meanwhile.
+    256,000 rows or 64 MiB and what one piece of the log adds. The gateway may write, and retention delete, meanwhile.
     """
 
     _bad: BadPayloads | None = None

@@ -27,8 +27,8 @@ RETAIN_HEADER = b"retain"
 SOURCE_TIME = "source_time"
 
 
-def shape_records(records: Records, shape: Shape, limit: Limit | None = None) -> Shaped:
-    """Schema and batches of a range, up to what is durable now, or to a limit."""
+def shape_records(records: Records, shape: Shape, limit: Limit | None = None, *, quiet: bool = False) -> Shaped:
+    """Schema and batches of a range, up to what is durable now, or to a limit. quiet: as for `Records.decoded`."""
     limit = records.limit() if limit is None else limit
     base = _base_schema(shape)
     bad = BadPayloads()
@@ -40,7 +40,7 @@ def shape_records(records: Records, shape: Shape, limit: Limit | None = None) ->
     at = base.get_field_index("value")
     assert payloads.schema is not None
     schema = pa.schema([*list(base)[:at], *payloads.schema, *list(base)[at + 1 :]])
-    return Shaped(schema, _typed(records, shape, limit, payloads, schema, bad), bad)
+    return Shaped(schema, _typed(records, shape, limit, payloads, schema, bad, quiet), bad)
 
 
 def _base_schema(shape: Shape) -> pa.Schema:
@@ -71,9 +71,11 @@ def _string_types(shape: Shape) -> tuple[pa.DataType, pa.DataType]:
 # -- reading -----------------------------------------------------------------------------------------------------------
 
 
-def columns_of(records: Records, limit: Limit, builder: ColumnBuilder, *, mapped: bool = False) -> Iterator[Columns]:
-    """What the builder makes of the records, in pieces of bounded size."""
-    for _ in records.decoded(builder.decode, limit, MappedSegment if mapped else None):
+def columns_of(
+    records: Records, limit: Limit, builder: ColumnBuilder, *, mapped: bool = False, quiet: bool = False
+) -> Iterator[Columns]:
+    """What the builder makes of the records, in pieces of bounded size. quiet: as for `Records.decoded`."""
+    for _ in records.decoded(builder.decode, limit, MappedSegment if mapped else None, quiet=quiet):
         if builder.full:
             yield builder.take()
     if builder.rows:
@@ -98,11 +100,17 @@ def _plain(records: Records, shape: Shape, limit: Limit, schema: pa.Schema) -> I
 
 
 def _typed(
-    records: Records, shape: Shape, limit: Limit, payloads: Payloads, schema: pa.Schema, bad: BadPayloads
+    records: Records,
+    shape: Shape,
+    limit: Limit,
+    payloads: Payloads,
+    schema: pa.Schema,
+    bad: BadPayloads,
+    quiet: bool,
 ) -> Iterator[pa.RecordBatch]:
     base = _base_schema(shape)
     at = base.get_field_index("value")
-    for columns in columns_of(records, limit, builder_for(records, shape)):
+    for columns in columns_of(records, limit, builder_for(records, shape), quiet=quiet):
         arrays = _arrays(columns, shape, base)
         typed, reasons = payloads.arrays(arrays[at])
         if reasons:
@@ -117,7 +125,7 @@ def _typed(
 
 def _infer(records: Records, payloads: Payloads, limit: Limit) -> None:
     builder = ColumnBuilder(keys="none", values="copy", without_header=None if records.retained else RETAIN_HEADER)
-    for columns in columns_of(records, limit, builder):
+    for columns in columns_of(records, limit, builder, quiet=True):
         payloads.look(strings_array(columns.value, columns.rows, pa.large_binary(), []))
     payloads.settle()
 

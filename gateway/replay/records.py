@@ -175,15 +175,26 @@ class Records(Columnar, Iterable[Record]):
         return self._reader.limit()
 
     def decoded(
-        self, decode: Decode[Rows], limit: Limit, open_segment: Callable[[Path, int], Segment] | None = None
+        self,
+        decode: Decode[Rows],
+        limit: Limit,
+        open_segment: Callable[[Path, int], Segment] | None = None,
+        *,
+        quiet: bool = False,
     ) -> Iterator[Rows]:
-        """The same in the form that `decode` gives them, up to `limit`. Messages that were retained are among them."""
+        """The same in the form that `decode` gives them, up to `limit`. Messages that were retained are among them.
+
+        quiet: damage that is passed over is not told, as the range is read once more for its columns.
+        """
         self._report.gaps = []
+        on_damage = self._report.passes_over
+        if quiet and on_damage is not None:
+            on_damage = _say_nothing
         return self._reader.decoded(
             self._selection,
             decode,
             limit,
-            on_damage=self._report.passes_over,
+            on_damage=on_damage,
             open_segment=open_segment or Segment,
         )
 
@@ -221,6 +232,10 @@ class Records(Columnar, Iterable[Record]):
 
         every_ns = None if every is None else parse_duration(every)
         return Wide(self, every_ns, agg, Shape(values=values, schema=schema, key="dictionary"))
+
+
+def _say_nothing(_: Damage) -> None:
+    pass
 
 
 def make_record(row: Row, zone: tzinfo) -> Record:

@@ -76,7 +76,7 @@ class Wide(Columnar):
 
     def _find_columns(self, limit: Limit) -> dict[str, pa.DataType]:
         """Types by name, from the whole range: only columns that have a value somewhere."""
-        long = shape_records(self._records, self._shape, limit)
+        long = shape_records(self._records, self._shape, limit, quiet=True)
         fields = list(long.schema)[_OWN:]
         self._check_aggregate(fields)
         found: dict[str, pa.DataType] = {}

@@ -6,8 +6,10 @@ import gc
 import mmap
 import os
 import random
+import threading
 import warnings
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +26,12 @@ from gateway_native.columns import ColumnBuilder
 import gateway
 from gateway.errors import DamageError, DamageWarning, UsageError
 from gateway.log import mapped
+from gateway.log.layout import prepare
 from gateway.log.mapped import MappedSegment
 from tests.support.columns import Put, make_stream, readings
+from tests.support.native import wait_until
 from tests.support.partitions import T0, Partition
+from tests.support.recording import Recording
 
 LONG = b"a value that is longer than twelve bytes"
 
@@ -350,3 +355,75 @@ def test_a_record_beyond_all_times_is_at_the_bound(tmp_path: Path) -> None:
     stream = make_stream(tmp_path / "d", [Put(0, b"k", b"1"), Put(2**53, b"k", b"2"), Put(2**53, b"k", b"3")])
     times = stream.read().to_arrow()["timestamp"].cast(pa.int64()).to_pylist()
     assert times == [T0 * 10**6, 2**63 - 1, 2**63 - 1]
+
+
+def test_gaps_are_told_once_although_the_range_is_read_twice(tmp_path: Path) -> None:
+    """Types are found by reading the range beforehand; who asked to be told of damage is told by the second reading."""
+    stream = make_stream(tmp_path / "d", [Put(n, b"k", b'{"x": 1}') for n in range(60)])
+    Partition(tmp_path / "d" / "s-0").damage(40, 100)
+    told: list[Any] = []
+    records = stream.read(on_gap=told.append)
+    assert records.to_arrow(values="json").num_rows == 55
+    assert len(told) == len(records.gaps) == 1
+    told.clear()
+    assert records.wide("1s", values="json").to_arrow().num_rows == 1
+    assert len(told) == 1
+
+
+# -- beside a writer ---------------------------------------------------------------------------------------------------
+
+
+class Deleting(threading.Thread):
+    """Deletes all but a stream's last segments, the oldest first, as retention does, until it is stopped."""
+
+    def __init__(self, directory: Path) -> None:
+        super().__init__()
+        self._directory = directory
+        self.stop = threading.Event()
+        self.deleted = 0
+
+    def run(self) -> None:
+        while not self.stop.wait(0.01):
+            for path in sorted(self._directory.glob("*.log"))[:-3]:
+                path.unlink()
+                self.deleted += 1
+
+
+def write_and_roll(recording: Recording, records: int, per_segment: int) -> None:
+    ring, partition = recording.ring("test"), recording.partition("s")
+    for number in range(records):
+        wait_until(lambda n=number: ring.append(partition, b"k", b"%d" % n + LONG, b"", n * 1000), "room in the ring")
+        if number % per_segment == per_segment - 1:
+            recording.flush()
+            recording.writer.roll(partition)
+    recording.flush()
+
+
+@pytest.mark.parametrize("view", [False, True])
+def test_reading_goes_on_while_the_gateway_writes_and_retention_deletes(tmp_path: Path, view: bool) -> None:
+    """What is in a table is right, whatever is sealed, cut and deleted meanwhile; only whole segments are missing."""
+    prepare(tmp_path / "d", "site", "UTC")
+    recording = Recording(tmp_path / "d")
+    recording.partition("s")
+    writer = threading.Thread(target=write_and_roll, args=(recording, 20_000, 1_000))
+    retention = Deleting(tmp_path / "d" / "s-0")
+    try:
+        writer.start()
+        retention.start()
+        wait_until((tmp_path / "d" / "s-0" / "watermark").exists, "the first commit")
+        stream = gateway.open(tmp_path / "d")["s"]
+        tables = []
+        while writer.is_alive():
+            tables.append(stream.read(damage="raise").to_arrow(view=view))
+        tables.append(stream.read(damage="raise").to_arrow(view=view))
+    finally:
+        writer.join()
+        retention.stop.set()
+        retention.join()
+        recording.close()
+    assert retention.deleted > 10
+    for table in tables:
+        offsets = table["offset"].to_pylist()
+        assert table["value"].to_pylist() == [b"%d" % number + LONG for number in offsets]
+        assert all(after == before + 1 or after % 1_000 == 0 for before, after in pairwise(offsets))
+    assert offsets[-1] == 19_999

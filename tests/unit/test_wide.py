@@ -73,8 +73,8 @@ def test_an_interval_goes_on_over_batches(tmp_path: Path, monkeypatch: pytest.Mo
     stream = make_stream(tmp_path / "d", records)
     build = wide.shape_records
 
-    def in_single_rows(*arguments: Any) -> Any:
-        shaped = build(*arguments)
+    def in_single_rows(*arguments: Any, **options: Any) -> Any:
+        shaped = build(*arguments, **options)
         return shaped._replace(batches=(one.slice(n, 1) for one in shaped.batches for n in range(len(one))))
 
     monkeypatch.setattr(wide, "shape_records", in_single_rows)
