@@ -177,14 +177,15 @@ cdef int64_t dictionary_code(Dictionary* d, ByteColumn* s, const uint8_t* data, 
         code = d.slots[at] - 1
         begin = <size_t>ends[code]
         if (<uint64_t*>d.hashes.data)[code] == found and <size_t>ends[code + 1] - begin == n \
-                and memcmp(s.bytes.data + begin, data, n) == 0:
+                and (n == 0 or memcmp(s.bytes.data + begin, data, n) == 0):
             return <int64_t>code
         at = (at + 1) & (d.slot_count - 1)
     if not room_for(&d.hashes, sizeof(uint64_t)) or not room_for(&s.ends, sizeof(int64_t)) \
             or not room_for(&s.bytes, n):
         return NO_MEMORY
-    memcpy(s.bytes.data + s.bytes.used, data, n)
-    s.bytes.used += n
+    if n:
+        memcpy(s.bytes.data + s.bytes.used, data, n)
+        s.bytes.used += n
     put_int64(&s.ends, <int64_t>s.bytes.used)
     (<uint64_t*>(d.hashes.data + d.hashes.used))[0] = found
     d.hashes.used += sizeof(uint64_t)

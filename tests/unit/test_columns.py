@@ -126,14 +126,17 @@ def test_headers_are_a_list_or_columns(stream: gateway.Stream, view: bool) -> No
     assert times == [1700000000123456789 if r.header("source_time") else None for r in records]
 
 
-def test_a_template_names_levels(tmp_path: Path) -> None:
+@pytest.mark.parametrize("options", [{}, {"view": True}, {"key": "dictionary"}, {"key": "bytes"}], ids=str)
+def test_a_template_names_levels(tmp_path: Path, options: dict[str, Any]) -> None:
     """A column for each name; null where the key does not fit."""
     keys = [b"plant/3/temperature", b"plant/4", None, b"plant/5/speed", b"other/5/speed"]
     stream = make_stream(tmp_path / "d", [Put(n, key, b"1") for n, key in enumerate(keys)])
-    table = stream.read().to_arrow(topic="plant/{line}/{sensor}")
+    table = stream.read().to_arrow(topic="plant/{line}/{sensor}", **options)
+    table.validate(full=True)
     assert table["line"].to_pylist() == ["3", None, None, "5", None]
     assert table["sensor"].to_pylist() == ["temperature", None, None, "speed", None]
-    assert table["key"].to_pylist() == [None if key is None else key.decode() for key in keys]
+    text = [None if key is None else key.decode() for key in keys]
+    assert table["key"].to_pylist() == (keys if options.get("key") == "bytes" else text)
     for mistake in ("plant/line", "plant/{line}/{line}", "plant/{1}", "plant/#/{x}", "{key}/x"):
         with pytest.raises(UsageError):
             stream.read().to_arrow(topic=mistake)
@@ -232,6 +235,18 @@ def test_duckdb_relations_can_be_used(tmp_path: Path, use: Callable[[duckdb.Duck
     """The same in DuckDB, which reads the log anew for each query."""
     connection = duckdb.connect()
     assert use(make_stream(tmp_path / "d", readings(60)).read().to_duckdb(connection), tmp_path / "out")
+
+
+def test_dictionaries_are_categories_elsewhere(tmp_path: Path) -> None:
+    """Over several batches with other keys in each."""
+    stream = make_stream(tmp_path / "d", readings(60, sensors=30))
+    expected = [record.key.decode() for record in stream.read() if record.key]
+    frame = stream.read().to_polars(key="dictionary")
+    assert frame["key"].dtype == pl.Categorical
+    assert frame["key"].cast(pl.String).to_list() == expected
+    found = stream.read().to_pandas(key="dictionary")["key"]
+    assert isinstance(found.dtype, pd.CategoricalDtype)
+    assert found.astype(str).to_list() == expected
 
 
 def test_others_take_records_as_they_are(stream: gateway.Stream) -> None:
