@@ -144,7 +144,7 @@ cdef inline const uint8_t* start_of(bytes data) noexcept:
 
 
 def encode_headers(headers):
-    cdef list pairs = [(pair[0].encode(), pair[1]) for pair in headers]
+    cdef list pairs = [(pair[0].encode("utf-8", "surrogateescape"), pair[1]) for pair in headers]
     cdef size_t size = headers_count_bytes(<uint32_t>len(pairs))
     cdef bytes name, value
     cdef bytes result

@@ -2,7 +2,7 @@
 
 from typing import Literal, Self, TypeAlias
 
-from gateway_native.batch import Buffer, Selection
+from gateway_native.batch import Buffer, Row, Selection
 
 Form: TypeAlias = Literal["none", "copy", "view", "codes"]
 
@@ -82,6 +82,9 @@ class ColumnBuilder:
         Columns with form "view" keep the buffer, or the object that a memoryview shows, until they are gone.
         MemoryError when there is none.
         """
+
+    def add(self, rows: list[Row]) -> int:
+        """Records that others decoded and selected, as `batch.decode_chunk` gives them; how many were added."""
 
     def take(self) -> Columns:
         """What was decoded since the last call."""

@@ -28,6 +28,8 @@ from gateway_native.batch cimport (
 )
 from gateway_native.mqtt_text cimport utf8_sequence
 
+from gateway_native.batch import encode_headers
+
 # Beside Problem.
 cdef enum:
     NO_MEMORY = -1
@@ -462,6 +464,38 @@ cdef class ColumnBuilder:
         if problem == COMPRESSED:
             raise unsupported_error(position, &view)
         raise problem_error(problem, position, &view)
+
+    def add(self, list rows not None):
+        cdef list pieces = []
+        cdef bytes source, key, value, headers
+        cdef const uint8_t* at
+        cdef RecordView record
+        cdef int64_t offset, timestamp
+        cdef int64_t before = self.rows
+        for _, _, key, value, pairs in rows:
+            pieces += (b"" if key is None else key, b"" if value is None else value, encode_headers(pairs) or b"\0")
+        source = b"".join(pieces)
+        if self.key.form == FORM_VIEW or self.value.form == FORM_VIEW:
+            self.keep_source(source)
+        if not room_for(&self.offsets, len(rows) * sizeof(int64_t)) \
+                or not room_for(&self.timestamps, len(rows) * sizeof(int64_t)) \
+                or not strings_reserve(&self.key, len(rows), len(source)) \
+                or not strings_reserve(&self.value, len(rows), len(source)):
+            raise MemoryError
+        at = <const uint8_t*><const char*>source
+        for number, (offset, timestamp, key, value, _) in enumerate(rows):
+            headers = pieces[3 * number + 2]
+            record.key = at
+            record.key_bytes = -1 if key is None else <int32_t>len(key)
+            record.value = at + max(record.key_bytes, 0)
+            record.value_bytes = -1 if value is None else <int32_t>len(value)
+            record.headers = record.value + max(record.value_bytes, 0)
+            at = record.end = record.headers + len(headers)
+            if self.add_record(&record, offset, timestamp) != GOOD:
+                raise MemoryError
+        if self.source_data != NULL and self.rows > before:
+            (<int64_t*>(self.source_used.data + self.source_used.used))[-1] = len(source)
+        return self.rows - before
 
     def take(self):
         result = Columns()

@@ -291,8 +291,11 @@ class PartitionReader:
         *,
         on_damage: OnDamage | None = None,
         open_segment: Callable[[Path, int], Segment] = Segment,
-    ) -> Iterator[Rows]:
-        """The same in the form that `decode` gives them, whenever that is not false."""
+    ) -> Iterator[Rows | list[batch.Row]]:
+        """The same in the form that `decode` gives them, whenever that is not false.
+
+        Records that are found otherwise than by decoding whole batches may come as rows.
+        """
         limit = self.limit() if limit is None else limit
         selection = self._within(selection, limit)
         if selection.offset_from >= selection.offset_to:

@@ -75,7 +75,9 @@ def columns_of(
     records: Records, limit: Limit, builder: ColumnBuilder, *, mapped: bool = False, quiet: bool = False
 ) -> Iterator[Columns]:
     """What the builder makes of the records, in pieces of bounded size. quiet: as for `Records.decoded`."""
-    for _ in records.decoded(builder.decode, limit, MappedSegment if mapped else None, quiet=quiet):
+    for found in records.decoded(builder.decode, limit, MappedSegment if mapped else None, quiet=quiet):
+        if isinstance(found, list):  # records that were found otherwise than by walking batches
+            builder.add(found)
         if builder.full:
             yield builder.take()
     if builder.rows:

@@ -181,8 +181,8 @@ class Records(Columnar, Iterable[Record]):
         open_segment: Callable[[Path, int], Segment] | None = None,
         *,
         quiet: bool = False,
-    ) -> Iterator[Rows]:
-        """The same in the form that `decode` gives them, up to `limit`. Messages that were retained are among them.
+    ) -> Iterator[Rows | list[Row]]:
+        """The same as `decode` gives them, or as rows, up to `limit`. Messages that were retained are among them.
 
         quiet: damage that is passed over is not told, as the range is read once more for its columns.
         """

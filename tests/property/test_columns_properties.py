@@ -99,6 +99,25 @@ def test_columns_are_the_rows(form: str, batches: list[Any], selection: batch.Se
     assert columns[1][1] == rows[1][1] or selection.offset_to <= columns[1][2]
 
 
+@pytest.mark.parametrize("form", ["copy", "view"])
+@given(st.lists(RECORDS, min_size=1, max_size=4))
+def test_rows_that_others_decoded_are_the_same_columns(form: Any, batches: list[Any]) -> None:
+    """Mixed with batches that the builder decodes itself."""
+    builder = ColumnBuilder(keys=form, values=form, headers=True)
+    expected, offset = [], 0
+    for number, records in enumerate(batches):
+        data = batch.encode(records, offset)
+        rows = batch.decode(data)
+        if number % 2:
+            assert builder.decode(data, 0, batch.Selection())[0] == len(rows)
+        else:
+            assert builder.add(rows) == len(rows)
+        expected += rows
+        offset += len(records)
+    assert builder.add([]) == 0
+    assert rows_of(builder.take(), form) == expected
+
+
 @settings(max_examples=200)
 @given(
     batches=st.lists(RECORDS, min_size=1, max_size=3),
