@@ -4,35 +4,10 @@ Source of the layouts: Apache Arrow, docs/source/format/Columnar.rst ("Variable-
 View Layout", "Validity bitmaps"). Little-endian machines only, as everywhere in the gateway that runs on x86-64 and aarch64.
 """
 
-from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint8_t
 
 from gateway_native.batch cimport BatchView, KeyFilter, RecordView, Selection
-
-cdef struct Room:                       # bytes that grow; malloc's
-    uint8_t* data
-    size_t used
-    size_t capacity
-    size_t expected                     # how many the next one will take, by the last one
-
-cdef enum ColumnForm:                   # of a column of byte strings
-    FORM_NONE = 0                       # left out
-    FORM_COPY = 1                       # large_binary: offsets, then the bytes, copied
-    FORM_VIEW = 2                       # binary_view: 16 bytes each, which point into the buffers that were decoded
-    FORM_CODES = 3                      # dictionary: int32 into the distinct ones, in the order in which they came
-
-cdef struct ByteColumn:                   # one column of byte strings
-    int form                            # ColumnForm
-    Room items                          # int64 ends (FORM_COPY), views (FORM_VIEW) or int32 codes (FORM_CODES)
-    Room bytes                          # FORM_COPY: the strings one after the other; FORM_CODES: the distinct ones
-    Room ends                           # FORM_CODES: int64 ends of the distinct ones
-    Room nulls                          # int64 row numbers of nulls, which are few
-
-cdef struct Dictionary:                 # finds the code of a byte string: open addressing, at most half full
-    uint32_t* slots                     # code + 1; 0 is free
-    size_t slot_count                   # a power of two
-    Room hashes                         # uint64 of each code
-    uint64_t seed                       # so that nobody can choose keys that collide
-
+from gateway_native.column_rooms cimport ByteColumn, Dictionary, Room
 
 cdef struct Mark:                       # how much was there, to go back to
     int64_t rows, not_text, left_out
