@@ -24,6 +24,7 @@ MODULES = {
     "log_many_streams": "a commit of 10 to 1,000 streams, fdatasync of each against syncfs",
     "key_index": "one key of 100,000 in a segment of 1 GiB, beside walking it",
     "camera_seek": "a picture out of a day of footage: at() beside PyAV decoding the same access units",
+    "columns": "records/s into Arrow, Polars and DuckDB, beside Parquet and a consumer of Kafka's broker; memory",
     "log_startup": "time until a gateway with 100,000 segments accepts, and after kill -9",
 }
 

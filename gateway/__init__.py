@@ -14,6 +14,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from gateway.errors import (
+    BadPayloadWarning,
     ConfigError,
     DamageError,
     DamageWarning,
@@ -33,9 +34,11 @@ if TYPE_CHECKING:
     from gateway.replay.exports.exporter import RecordsReport
     from gateway.replay.follow import Merged
     from gateway.replay.log import Log, Stream, open  # noqa: A004  # gateway.open(…) reads as it should
+    from gateway.replay.moments import Moment
     from gateway.replay.records import Record, Records
 
 __all__ = [
+    "BadPayloadWarning",
     "ConfigError",
     "Cursor",
     "DamageError",
@@ -47,6 +50,7 @@ __all__ = [
     "LockedError",
     "Log",
     "Merged",
+    "Moment",
     "NoFrame",
     "Record",
     "Records",
@@ -65,6 +69,7 @@ _LATE = {
     "Frame": "gateway.replay.decoding",
     "Log": "gateway.replay.log",
     "Merged": "gateway.replay.follow",
+    "Moment": "gateway.replay.moments",
     "Record": "gateway.replay.records",
     "Records": "gateway.replay.records",
     "RecordsReport": "gateway.replay.exports.exporter",

@@ -50,6 +50,10 @@ class DamageWarning(UserWarning):
         super().__init__(f"{damage} was passed over; `gateway verify` lists every such place.")
 
 
+class BadPayloadWarning(UserWarning):
+    """Payloads could not be turned into typed columns; the table is without their records, which are listed."""
+
+
 class LockedError(GatewayError):
     """The data directory already has a writer; the text names its process id."""
 

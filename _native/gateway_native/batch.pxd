@@ -204,8 +204,116 @@ cdef struct RecordView:             # points into the batch it was parsed from
     const uint8_t* headers          # count, then headers; not checked by record_parse
     const uint8_t* end              # of the record, and of its headers
 
+# A zig-zag varint from -1 (null) up to what is left below `end`.
+cdef inline const uint8_t* get_length(const uint8_t* at, const uint8_t* end, int32_t* length) noexcept nogil:
+    cdef uint64_t raw
+    cdef int64_t v
+    at = get_uvarint(at, end, &raw)
+    if at == NULL:
+        return NULL
+    v = unzigzag(raw)
+    if v < -1 or v > end - at:
+        return NULL
+    length[0] = <int32_t>v
+    return at
+
 # Parse the record at `at`; nothing at or above `end` is read. Returns the address of the next record, NULL if damaged.
-cdef const uint8_t* record_parse(const uint8_t* at, const uint8_t* end, RecordView* view) noexcept nogil
+cdef inline const uint8_t* record_parse(const uint8_t* at, const uint8_t* end, RecordView* view) noexcept nogil:
+    cdef uint64_t raw
+    cdef int64_t delta
+    cdef int32_t length
+    at = get_length(at, end, &length)
+    if at == NULL or length < 1:
+        return NULL
+    end = at + length
+    view.end = end
+    at = get_uvarint(at + 1, end, &raw)                 # after the record's attributes byte
+    if at == NULL:
+        return NULL
+    view.timestamp_delta = <uint64_t>unzigzag(raw)
+    at = get_uvarint(at, end, &raw)
+    if at == NULL:
+        return NULL
+    delta = unzigzag(raw)
+    if delta < 0 or delta > INT32_MAX:
+        return NULL
+    view.offset_delta = <int32_t>delta
+    at = get_length(at, end, &view.key_bytes)
+    if at == NULL:
+        return NULL
+    view.key = at
+    if view.key_bytes > 0:
+        at += view.key_bytes
+    at = get_length(at, end, &view.value_bytes)
+    if at == NULL:
+        return NULL
+    view.value = at
+    if view.value_bytes > 0:
+        at += view.value_bytes
+    view.headers = at
+    return end if at < end else NULL                    # at least the header count is there
+
+cdef struct HeaderView:
+    const uint8_t* name
+    const uint8_t* value
+    int32_t name_bytes
+    int32_t value_bytes             # -1: null
+
+# The first of a record's headers, and how many there are; NULL if their count is damaged.
+cdef inline const uint8_t* headers_open(RecordView* view, int64_t* count) noexcept nogil:
+    cdef uint64_t raw
+    cdef const uint8_t* at = get_uvarint(view.headers, view.end, &raw)
+    if at == NULL:
+        return NULL
+    count[0] = unzigzag(raw)
+    return at if 0 <= count[0] <= view.end - at else NULL
+
+# One header; the address after it, NULL if it is damaged.
+cdef inline const uint8_t* header_parse(const uint8_t* at, const uint8_t* end, HeaderView* header) noexcept nogil:
+    at = get_length(at, end, &header.name_bytes)
+    if at == NULL or header.name_bytes < 0:
+        return NULL
+    header.name = at
+    at = get_length(at + header.name_bytes, end, &header.value_bytes)
+    if at == NULL:
+        return NULL
+    header.value = at
+    return at + header.value_bytes if header.value_bytes > 0 else at
+
+# What may be wrong with a batch, in the order in which it is looked for. SHORT is no damage by itself: the buffer ends
+# before the batch does.
+cdef enum Problem:
+    GOOD = 0
+    SHORT = 1                       # expected: bytes of the whole batch (or of its header); found: bytes in the buffer
+    ZEROS = 2                       # the header's 61 bytes are all zero: preallocated room
+    BAD_LENGTH = 3
+    BAD_MAGIC = 4
+    BAD_EPOCH = 5
+    BAD_OFFSET = 6
+    BAD_COUNT = 7
+    BAD_CRC = 8
+    BAD_RECORDS = 9
+
+cdef struct BatchView:
+    const uint8_t* data
+    size_t length                   # whole batch, prefix included
+    int64_t base_offset
+    int32_t last_offset_delta
+    int64_t base_timestamp
+    int64_t max_timestamp
+    int32_t count
+    int attributes
+    # What is wrong, when something is.
+    int64_t expected
+    int64_t found
+
+# The header of the batch that follows offset `expected_offset` - 1 (-1: not known), of which n bytes are at `data`: a
+# Problem. All is checked but the CRC, so that its records may be walked once that is right, too.
+cdef int batch_next(const uint8_t* data, size_t n, int64_t expected_offset, BatchView* view) noexcept nogil
+cdef int batch_check_crc(BatchView* view) noexcept nogil
+# Raised for the batch at `position` of a buffer.
+cdef object problem_error(int problem, Py_ssize_t position, BatchView* view)
+cdef object unsupported_error(Py_ssize_t position, BatchView* view)
 
 # The record's headers as ((name, value), ...); None if they are damaged. With the GIL.
 cdef tuple decode_headers(RecordView* record)

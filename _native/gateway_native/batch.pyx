@@ -29,20 +29,6 @@ HEADER_BYTES = BATCH_HEADER_BYTES
 LENGTH_PREFIX_BYTES = BATCH_LENGTH_PREFIX_BYTES
 MAGIC = BATCH_MAGIC
 
-# What may be wrong with a batch, in the order in which it is looked for. SHORT is no damage by itself: the buffer ends
-# before the batch does.
-cdef enum Problem:
-    GOOD = 0
-    SHORT = 1                       # expected: bytes of the whole batch (or of its header); found: bytes in the buffer
-    ZEROS = 2                       # the header's 61 bytes are all zero: preallocated room
-    BAD_LENGTH = 3
-    BAD_MAGIC = 4
-    BAD_EPOCH = 5
-    BAD_OFFSET = 6
-    BAD_COUNT = 7
-    BAD_CRC = 8
-    BAD_RECORDS = 9
-
 PROBLEM_NONE = GOOD
 PROBLEM_SHORT = SHORT
 PROBLEM_ZEROS = ZEROS
@@ -158,7 +144,7 @@ cdef inline const uint8_t* start_of(bytes data) noexcept:
 
 
 def encode_headers(headers):
-    cdef list pairs = [(pair[0].encode(), pair[1]) for pair in headers]
+    cdef list pairs = [(pair[0].encode("utf-8", "surrogateescape"), pair[1]) for pair in headers]
     cdef size_t size = headers_count_bytes(<uint32_t>len(pairs))
     cdef bytes name, value
     cdef bytes result
@@ -209,84 +195,6 @@ def encode(records, int64_t base_offset=0):
 
 # -- parsing --------------------------------------------------------------------------------------------------------------
 
-cdef inline const uint8_t* get_length(const uint8_t* at, const uint8_t* end, int32_t* length) noexcept nogil:
-    """A zig-zag varint from -1 (null) up to what is left below `end`."""
-    cdef uint64_t raw
-    cdef int64_t v
-    at = get_uvarint(at, end, &raw)
-    if at == NULL:
-        return NULL
-    v = unzigzag(raw)
-    if v < -1 or v > end - at:
-        return NULL
-    length[0] = <int32_t>v
-    return at
-
-
-cdef const uint8_t* record_parse(const uint8_t* at, const uint8_t* end, RecordView* view) noexcept nogil:
-    cdef uint64_t raw
-    cdef int64_t delta
-    cdef int32_t length
-    at = get_length(at, end, &length)
-    if at == NULL or length < 1:
-        return NULL
-    end = at + length
-    view.end = end
-    at = get_uvarint(at + 1, end, &raw)                 # after the record's attributes byte
-    if at == NULL:
-        return NULL
-    view.timestamp_delta = <uint64_t>unzigzag(raw)
-    at = get_uvarint(at, end, &raw)
-    if at == NULL:
-        return NULL
-    delta = unzigzag(raw)
-    if delta < 0 or delta > INT32_MAX:
-        return NULL
-    view.offset_delta = <int32_t>delta
-    at = get_length(at, end, &view.key_bytes)
-    if at == NULL:
-        return NULL
-    view.key = at
-    if view.key_bytes > 0:
-        at += view.key_bytes
-    at = get_length(at, end, &view.value_bytes)
-    if at == NULL:
-        return NULL
-    view.value = at
-    if view.value_bytes > 0:
-        at += view.value_bytes
-    view.headers = at
-    return end if at < end else NULL                    # at least the header count is there
-
-
-cdef struct HeaderView:
-    const uint8_t* name
-    const uint8_t* value
-    int32_t name_bytes
-    int32_t value_bytes             # -1: null
-
-
-cdef inline const uint8_t* headers_open(RecordView* view, int64_t* count) noexcept nogil:
-    cdef uint64_t raw
-    cdef const uint8_t* at = get_uvarint(view.headers, view.end, &raw)
-    if at == NULL:
-        return NULL
-    count[0] = unzigzag(raw)
-    return at if 0 <= count[0] <= view.end - at else NULL
-
-
-cdef inline const uint8_t* header_parse(const uint8_t* at, const uint8_t* end, HeaderView* header) noexcept nogil:
-    at = get_length(at, end, &header.name_bytes)
-    if at == NULL or header.name_bytes < 0:
-        return NULL
-    header.name = at
-    at = get_length(at + header.name_bytes, end, &header.value_bytes)
-    if at == NULL:
-        return NULL
-    header.value = at
-    return at + header.value_bytes if header.value_bytes > 0 else at
-
-
 cdef bint headers_sound(RecordView* view) noexcept nogil:
     cdef int64_t count
     cdef HeaderView header
@@ -295,20 +203,6 @@ cdef bint headers_sound(RecordView* view) noexcept nogil:
         at = header_parse(at, view.end, &header)
         count -= 1
     return at == view.end
-
-
-cdef struct BatchView:
-    const uint8_t* data
-    size_t length                   # whole batch, prefix included
-    int64_t base_offset
-    int32_t last_offset_delta
-    int64_t base_timestamp
-    int64_t max_timestamp
-    int32_t count
-    int attributes
-    # What is wrong, when something is.
-    int64_t expected
-    int64_t found
 
 
 cdef int batch_view(const uint8_t* data, size_t n, BatchView* view) noexcept nogil:
@@ -362,6 +256,21 @@ cdef int batch_check_ranges(BatchView* view) noexcept nogil:
     return GOOD if 0 <= view.count <= view.expected else BAD_COUNT
 
 
+cdef int batch_next(const uint8_t* data, size_t n, int64_t expected_offset, BatchView* view) noexcept nogil:
+    cdef int problem = batch_view(data, n, view)
+    if problem != GOOD:
+        return problem
+    if expected_offset >= 0 and view.base_offset != expected_offset:
+        view.expected = expected_offset
+        view.found = view.base_offset
+        return BAD_OFFSET
+    view.expected = 0
+    view.found = <int32_t>get_be32(data + AT_LEADER_EPOCH)
+    if view.found != 0:
+        return BAD_EPOCH
+    return batch_check_ranges(view)
+
+
 cdef int batch_check_records(BatchView* view) noexcept nogil:
     """Parse every record of an uncompressed batch; `found` is the index of the first damaged one."""
     cdef const uint8_t* at = view.data + AT_RECORDS
@@ -383,6 +292,11 @@ cdef int batch_check_records(BatchView* view) noexcept nogil:
 cdef object problem_error(int problem, Py_ssize_t position, BatchView* view):
     text = PROBLEM_TEXTS[problem].format(expected=view.expected, found=view.found)
     return BatchError(f"damaged batch at byte {position}: {text}", position, problem, view.expected, view.found)
+
+
+cdef object unsupported_error(Py_ssize_t position, BatchView* view):
+    codec = view.attributes & ATTRIBUTE_CODEC
+    return UnsupportedBatch(CODECS.get(codec, f"unknown codec {codec}"), position, view.base_offset)
 
 
 def scan(
@@ -680,16 +594,17 @@ cdef int decode_records(BatchView* view, Selection selection, list out) except -
     return GOOD if at == end else BAD_RECORDS
 
 
+cdef int check_crc_of(BatchView* view) noexcept:
+    if view.length < NOGIL_BYTES_MIN:
+        return batch_check_crc(view)
+    with nogil:
+        return batch_check_crc(view)
+
+
 cdef int check_one(BatchView* view, bint check_crc) noexcept:
     """What must hold before any field of the header is believed."""
     cdef int problem = batch_check_ranges(view)
-    if problem == GOOD and check_crc:
-        if view.length >= NOGIL_BYTES_MIN:
-            with nogil:
-                problem = batch_check_crc(view)
-        else:
-            problem = batch_check_crc(view)
-    return problem
+    return check_crc_of(view) if problem == GOOD and check_crc else problem
 
 
 cdef int decode_one(BatchView* view, Py_ssize_t position, Selection selection, list out) except -1:
@@ -698,8 +613,7 @@ cdef int decode_one(BatchView* view, Py_ssize_t position, Selection selection, l
     if view.attributes & ATTRIBUTE_CONTROL:
         return 0
     if view.attributes & ATTRIBUTE_CODEC:
-        codec = view.attributes & ATTRIBUTE_CODEC
-        raise UnsupportedBatch(CODECS.get(codec, f"unknown codec {codec}"), position, view.base_offset)
+        raise unsupported_error(position, view)
     problem = decode_records(view, selection, out)
     if problem != GOOD:
         raise problem_error(problem, position, view)
@@ -738,17 +652,9 @@ def decode_chunk(
     if not 0 <= position <= n:
         raise ValueError(f"position {position} is outside the buffer of {n} bytes")
     while position < n:
-        problem = batch_view(&buffer[position], n - position, &view)
-        if problem == GOOD and expected_offset >= 0 and view.base_offset != expected_offset:
-            view.expected = expected_offset
-            view.found = view.base_offset
-            problem = BAD_OFFSET
-        elif problem == GOOD and get_be32(&buffer[position + AT_LEADER_EPOCH]) != 0:
-            view.expected = 0
-            view.found = <int32_t>get_be32(&buffer[position + AT_LEADER_EPOCH])
-            problem = BAD_EPOCH
-        elif problem == GOOD:
-            problem = check_one(&view, check_crc)
+        problem = batch_next(&buffer[position], n - position, expected_offset, &view)
+        if problem == GOOD and check_crc:
+            problem = check_crc_of(&view)
         if problem == SHORT:
             return out, position, view.expected, expected_offset
         if problem != GOOD:

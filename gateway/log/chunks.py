@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable, Iterator
+from typing import Generic, Protocol, TypeVar
 
 from gateway_native import batch
 
@@ -14,25 +15,46 @@ from gateway.log.segment import CHUNK_BYTES, PROBLEM_UNREADABLE, Damage, Segment
 
 OnDamage = Callable[[Damage], None]
 
+Rows = TypeVar("Rows")
+Rows_co = TypeVar("Rows_co", covariant=True)
+
+
+class Decode(Protocol[Rows_co]):
+    """`batch.decode_chunk`, or what answers as it does with something else for the records, false if there are none."""
+
+    def __call__(
+        self, buffer: bytes | memoryview, position: int, selection: batch.Selection, /, *, expected_offset: int
+    ) -> tuple[Rows_co, int, int, int]: ...
+
+
 _OFFSETS = struct.Struct(">qi11xi")  # base offset, length, last offset delta
 
 
-class SegmentChunks:
+class SegmentChunks(Generic[Rows]):
     """The selected records of one open segment, of which the bytes below `end` and offsets below `offset_max` count.
+
+    They come as `decode` gives them.
 
     At damage DamageError is raised, or, with `on_damage`, that is called and reading goes on at the next sound batch.
     """
 
     def __init__(
-        self, segment: Segment, selection: batch.Selection, end: int, offset_max: int, on_damage: OnDamage | None
+        self,
+        segment: Segment,
+        selection: batch.Selection,
+        end: int,
+        offset_max: int,
+        on_damage: OnDamage | None,
+        decode: Decode[Rows],
     ) -> None:
         self._segment = segment
+        self._decode_chunk = decode
         self._selection = selection
         self._end = end
         self._offset_max = offset_max
         self._on_damage = on_damage
 
-    def read(self, position: int, offset: int) -> Iterator[list[batch.Row]]:
+    def read(self, position: int, offset: int) -> Iterator[Rows]:
         """From the batch at `position` on, which begins with `offset`, in lists of bounded size."""
         wanted = CHUNK_BYTES
         while position < self._end:
@@ -57,17 +79,17 @@ class SegmentChunks:
                 Damage(self._segment.path, position, problem, str(self._offset_max), str(offset), lost), self._on_damage
             )
 
-    def _decode(self, position: int, wanted: int, offset: int) -> tuple[list[batch.Row], int, int, int]:
-        data, unreadable = self._segment.read_some(position, min(wanted, self._end - position))
+    def _decode(self, position: int, wanted: int, offset: int) -> tuple[Rows | None, int, int, int]:
+        data, unreadable = self._segment.piece(position, min(wanted, self._end - position))
         try:
-            rows, passed, more, offset = batch.decode_chunk(data, 0, self._selection, expected_offset=offset)
+            rows, passed, more, offset = self._decode_chunk(data, 0, self._selection, expected_offset=offset)
         except batch.UnsupportedBatch as error:
             raise FormatError(f"{self._segment.path}, byte {position + error.position}: {error}.") from None
         except batch.BatchError as error:
             if error.position == 0:
                 raise
             # Sound batches of which nothing is selected lie before it: behind them the next call raises.
-            return [], error.position, 0, _offset_behind(data, error.position)
+            return None, error.position, 0, _offset_behind(data, error.position)
         if passed == 0 and more >= 0:
             if unreadable:
                 raise batch.BatchError("unreadable", 0, PROBLEM_UNREADABLE, 0, unreadable)
@@ -100,7 +122,7 @@ def report_damage(damage: Damage, on_damage: OnDamage | None) -> None:
     on_damage(damage)
 
 
-def _offset_behind(data: bytes, end: int) -> int:
+def _offset_behind(data: bytes | memoryview, end: int) -> int:
     """The offset that follows the sound batches in data[:end]."""
     position, base_offset, last_offset_delta = 0, -1, 0
     while position < end:

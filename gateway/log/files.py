@@ -8,6 +8,7 @@ makes anything durable.
 from __future__ import annotations
 
 import errno
+import mmap
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -60,6 +61,13 @@ class _ReadFile:
             if error.errno == errno.ENXIO:
                 return self.size
             return position  # this file system cannot tell
+
+    def map(self, position: int, size: int) -> mmap.mmap:
+        """These bytes, mapped for reading: they stay even when the file is closed, or deleted.
+
+        `position` is a multiple of mmap.ALLOCATIONGRANULARITY, and all `size` bytes are in the file.
+        """
+        return mmap.mmap(self._file.fileno(), size, access=mmap.ACCESS_READ, offset=position)
 
     def close(self) -> None:
         self._file.close()

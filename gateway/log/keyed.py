@@ -76,7 +76,9 @@ class KeyedChunks:
         yield from self._walk(place, self._end, self._offset_max)
 
     def _walk(self, place: _Place, end: int, offset_max: int) -> Iterator[list[batch.Row]]:
-        return SegmentChunks(self._segment, self._selection, end, offset_max, self._on_damage).read(*place)
+        return SegmentChunks(self._segment, self._selection, end, offset_max, self._on_damage, batch.decode_chunk).read(
+            *place
+        )
 
     def _stretches(self, start: int, stop: int) -> Iterator[Stretch]:
         """The parts of the index from byte `start` on, in order. What follows the last is not indexed."""

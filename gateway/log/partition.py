@@ -7,13 +7,13 @@ one begins, whatever else is in its file.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 from gateway_native import batch, watermark
 
-from gateway.log.chunks import OnDamage, SegmentChunks, report_damage
+from gateway.log.chunks import Decode, OnDamage, Rows, SegmentChunks, report_damage
 from gateway.log.index import NO_TIMESTAMP, SegmentIndexes, TimeEntry
 from gateway.log.keyed import LOG_BYTES_MIN, KeyedChunks
 from gateway.log.layout import WATERMARK_FILE, segment_name
@@ -295,6 +295,21 @@ class PartitionReader:
         Segments that retention removes meanwhile are passed over. At damage DamageError is raised, or, with
         `on_damage`, that is called and reading goes on at the next sound batch. FormatError for compressed batches.
         """
+        yield from self.decoded(selection, batch.decode_chunk, limit, on_damage=on_damage)
+
+    def decoded(
+        self,
+        selection: batch.Selection,
+        decode: Decode[Rows],
+        limit: Limit | None = None,
+        *,
+        on_damage: OnDamage | None = None,
+        open_segment: Callable[[Path, int], Segment] = Segment,
+    ) -> Iterator[Rows | list[batch.Row]]:
+        """The same in the form that `decode` gives them, whenever that is not false.
+
+        Records that are found otherwise than by decoding whole batches may come as rows.
+        """
         limit = self.limit() if limit is None else limit
         selection = self._within(selection, limit)
         if selection.offset_from >= selection.offset_to:
@@ -304,14 +319,14 @@ class PartitionReader:
             if span.base_offset < log_start or self._is_left_out(span, selection):
                 continue
             try:
-                segment = Segment(self.directory, span.base_offset)
+                segment = open_segment(self.directory, span.base_offset)
             except FileNotFoundError:
                 log_start = next(iter(self.segments()), FOREVER)
                 if log_start < span.base_offset:  # otherwise retention took it: it deletes the oldest
                     report_damage(_missing_segment(self.directory, span), on_damage)
                 continue
             with segment:
-                yield from self._segment_chunks(segment, selection, limit, span.end_offset, on_damage)
+                yield from self._segment_chunks(segment, selection, decode, limit, span.end_offset, on_damage)
 
     def _is_left_out(self, span: Span, selection: batch.Selection) -> bool:
         """Does the manifest say that none of its times is selected? Then the segment need not be opened."""
@@ -331,8 +346,14 @@ class PartitionReader:
         )
 
     def _segment_chunks(
-        self, segment: Segment, selection: batch.Selection, limit: Limit, offset_max: int, on_damage: OnDamage | None
-    ) -> Iterator[list[batch.Row]]:
+        self,
+        segment: Segment,
+        selection: batch.Selection,
+        decode: Decode[Rows],
+        limit: Limit,
+        offset_max: int,
+        on_damage: OnDamage | None,
+    ) -> Iterator[Rows | list[batch.Row]]:
         sealed = segment.base_offset != limit.segment_base
         end = segment.size if sealed else limit.position
         if not self._has_times_of(segment, selection, end, sealed):
@@ -346,7 +367,7 @@ class PartitionReader:
                 keyed = KeyedChunks(segment, selection, end, offset_max, on_damage)
                 yield from keyed.read(position, offset, stop)
                 return
-        yield from SegmentChunks(segment, selection, end, offset_max, on_damage).read(position, offset)
+        yield from SegmentChunks(segment, selection, end, offset_max, on_damage, decode).read(position, offset)
 
     def _about_stop(self, segment: Segment, selection: batch.Selection, end: int) -> int:
         """About where in the segment reading for `selection` will end, by what the indexes say, unchecked."""

@@ -139,6 +139,10 @@ class Segment:
             position += len(piece)
         return b"".join(pieces), 0 if position >= end else number
 
+    def piece(self, position: int, size: int) -> tuple[bytes | memoryview, int]:
+        """The same for a reader that only decodes: perhaps without a copy."""
+        return self.read_some(position, size)
+
     def header(self, position: int, *, any_magic: bool = False) -> BatchHeader | None:
         """The header at `position`, unchecked except for its magic byte; None if there is none."""
         data, _ = self.read_some(position, batch.HEADER_BYTES)

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from gateway.replay.export import ExportReport
     from gateway.replay.exports.exporter import RecordsReport
     from gateway.replay.follow import Follower, Merged
+    from gateway.replay.moments import Moment
     from gateway.replay.readings import WithReadings
 
 # How often `follow` looks whether more has become durable.
@@ -75,6 +76,31 @@ class Log:
 
     def __contains__(self, name: object) -> bool:
         return name in self.streams()
+
+    def at(
+        self,
+        when: Any,
+        *,
+        max_age: str = "10m",
+        frame_max_age: str = "2s",
+        streams: Iterable[str] | None = None,
+        keys: Keys = None,
+    ) -> Moment:
+        """Everything at an instant: the last value of every key, and the picture of every camera.
+
+        Keys without a record in the `max_age` before it are left out, as are cameras. A camera's picture is the one on
+        screen then, at most `frame_max_age` old. streams: names; default: all. keys: as for `Stream.read`. The cost
+        follows from how much was recorded in `max_age`.
+        """
+        from gateway.replay import moments
+
+        return moments.at(
+            [self[name] for name in (self.streams() if streams is None else streams)],
+            clock.parse_time(when, self.timezone),
+            clock.parse_duration(max_age),
+            clock.parse_duration(frame_max_age),
+            keys,
+        )
 
     def __getitem__(self, name: str) -> Stream:
         """The stream of that name. StreamNotFound, which names those there are."""

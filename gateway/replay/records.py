@@ -8,16 +8,21 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta, tzinfo
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
+from gateway.clock import parse_duration
 from gateway.errors import DamageWarning
+from gateway.log.chunks import Decode, Rows
 from gateway.log.gap import CLOCK_HEADER, GAP_HEADER, ClockStep, Gap, parse_clock, parse_gap
+from gateway.log.segment import Segment
+from gateway.replay.columnar import Columnar, Shape, Shaped
 
 if TYPE_CHECKING:
     from gateway_native.batch import Row, Selection
 
-    from gateway.log.partition import PartitionReader
+    from gateway.log.partition import Limit, PartitionReader
     from gateway.log.segment import Damage
+    from gateway.replay.wide import Aggregate, Wide
 
 OnGap = Literal["gap", "raise", "skip"]
 
@@ -123,8 +128,10 @@ def without_retained(rows: list[Row]) -> list[Row]:
     return [row for row in rows if not row[4] or all(name != RETAIN_HEADER for name, _ in row[4])]
 
 
-class Records(Iterable[Record]):
+class Records(Columnar, Iterable[Record]):
     """The records of a range, read while one iterates; each iteration reads anew, up to what is durable by then.
+
+    As columns, typed if wanted: `to_arrow`, `to_batches`, `to_polars`, `to_pandas`, `to_duckdb`, and `wide`.
 
     Memory stays bounded: one piece of the log (512 KiB, or one larger record) is decoded at a time. `gaps` lists what
     the last iteration passed over, with offsets, file and byte position: at most the first 10,000 places.
@@ -162,6 +169,73 @@ class Records(Iterable[Record]):
         self._report.gaps = []
         chunks = self._reader.chunks(self._selection, on_damage=self._report.passes_over)
         return chunks if self._retained else map(without_retained, chunks)
+
+    def limit(self) -> Limit:
+        """What is durable now."""
+        return self._reader.limit()
+
+    def decoded(
+        self,
+        decode: Decode[Rows],
+        limit: Limit,
+        open_segment: Callable[[Path, int], Segment] | None = None,
+        *,
+        quiet: bool = False,
+    ) -> Iterator[Rows | list[Row]]:
+        """The same as `decode` gives them, or as rows, up to `limit`. Messages that were retained are among them.
+
+        quiet: damage that is passed over is not told, as the range is read once more for its columns.
+        """
+        self._report.gaps = []
+        on_damage = self._report.passes_over
+        if quiet and on_damage is not None:
+            on_damage = _say_nothing
+        return self._reader.decoded(
+            self._selection,
+            decode,
+            limit,
+            on_damage=on_damage,
+            open_segment=open_segment or Segment,
+        )
+
+    @property
+    def retained(self) -> bool:
+        """Whether MQTT messages whose retain flag was set are wanted."""
+        return self._retained
+
+    @property
+    def zone(self) -> tzinfo:
+        """The site's time zone."""
+        return self._zone
+
+    def shaped(self, shape: Shape) -> Shaped:
+        from gateway.replay.columns import shape_records
+
+        return shape_records(self, shape)
+
+    def wide(
+        self,
+        every: str | None = None,
+        agg: Aggregate = "last",
+        *,
+        values: Literal["float", "json", "cbor"] = "float",
+        schema: Any = None,
+    ) -> Wide:
+        """A column per key: one row for each interval of `every` in which anything came, null where a key had nothing.
+
+        every: a duration ("1s", "5m"); intervals are counted from 1970-01-01 UTC, and `timestamp` is where one begins.
+        None: a row for each timestamp. agg: what an interval's values become: "last", "first", "mean", "min", "max",
+        "sum" or "count". values, schema: as for `to_arrow`; a payload of several fields gives a column for each,
+        named `key.field`. UsageError for more than 10,000 columns.
+        """
+        from gateway.replay.wide import Wide
+
+        every_ns = None if every is None else parse_duration(every)
+        return Wide(self, every_ns, agg, Shape(values=values, schema=schema, key="dictionary"))
+
+
+def _say_nothing(_: Damage) -> None:
+    pass
 
 
 def make_record(row: Row, zone: tzinfo) -> Record:
