@@ -12,9 +12,9 @@ from gateway.simulate.rtsp_messages import (
     MalformedRequest,
     Request,
     RequestParser,
-    describe,
     interleaved_channels,
 )
+from gateway.simulate.sdp import describe
 
 PLAY = b"PLAY rtsp://h/cam RTSP/1.0\r\nCSeq: 4\r\nSession: 12;timeout=60\r\nContent-Length: 3\r\n\r\nabc"
 
