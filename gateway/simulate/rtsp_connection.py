@@ -13,6 +13,7 @@ from gateway.simulate.faults import Faults
 from gateway.simulate.feeds import AccessUnit, Feed
 from gateway.simulate.journal import Sent
 from gateway.simulate.rtsp_messages import (
+    Digest,
     Interleaved,
     MalformedRequest,
     Request,
@@ -167,6 +168,8 @@ class Connection(asyncio.Protocol):
             self._answer(request)
 
     def _answer(self, request: Request) -> None:
+        if self._frozen:
+            return
         handler = self._handlers.get(request.method)
         if handler is None:
             self._reply(request, 501, ("Public", METHODS))
@@ -178,7 +181,8 @@ class Connection(asyncio.Protocol):
         if authentication is None:
             return True
         right = authentication.accepts(request, self._nonce)
-        stale = right and self._nonce_uses == self._server.nonce_uses_max
+        digest = isinstance(authentication, Digest)
+        stale = right and digest and self._nonce_uses == self._server.nonce_uses_max
         if right and not stale:
             self._nonce_uses += 1
             return True

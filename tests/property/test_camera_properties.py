@@ -12,7 +12,7 @@ from gateway import nal
 from gateway.replay.camera_records import CameraRecord
 from gateway.replay.timeline import Placed, Timeline, with_decode_times, with_durations
 from gateway.simulate.rtp import depacketize, packetize
-from gateway.simulate.rtsp_messages import Interleaved, MalformedRequest, Request, RequestParser
+from gateway.simulate.rtsp_messages import Answer, Interleaved, MalformedRequest, Request, RequestParser
 from tests.pictures import T0_MS, FakeStream, encode
 
 # A NAL unit: no start code inside (encoders insert emulation bytes), no zero at the end, a type that may travel alone.
@@ -59,7 +59,7 @@ def test_packetisation_loses_nothing(nals: list[bytes], payload_bytes_max: int) 
 def test_the_request_parser_reads_pieces_as_the_whole(data: bytes, cuts: list[int]) -> None:
     """However the bytes are cut, the same items come out, or the same refusal."""
 
-    def parse(pieces: list[bytes]) -> list[Request | Interleaved | int]:
+    def parse(pieces: list[bytes]) -> list[Request | Interleaved | Answer | int]:
         parser, items = RequestParser(), []
         for piece in pieces:
             try:
