@@ -28,6 +28,7 @@ def overlaps(config: Config) -> list[Problem]:
         *_binds(config),
         *_client_ids(config),
         *_camera_streams(config),
+        *_camera_engines(config),
         *_routes(config),
         *_internal_streams(config),
         *_credentials(config),
@@ -120,6 +121,13 @@ def _client_ids(config: Config) -> Iterator[Problem]:
             text = f"{dotted(seen[key])} uses it at the same broker, which would disconnect one for the other"
             yield (*path, "client_id"), text
         seen.setdefault(key, path)
+
+
+def _camera_engines(config: Config) -> Iterator[Problem]:
+    for name, camera in config.cameras.items():
+        if camera.engine == "native" and not camera.native_possible:
+            text = "'native' speaks rtsp:// over TCP only; leave the key out, or set it to 'pyav'"
+            yield ("cameras", name, "engine"), text
 
 
 def _camera_streams(config: Config) -> Iterator[Problem]:

@@ -20,7 +20,6 @@ _LATER = {
     ("forward",): "forwarding is not in this version; remove the table",
 }
 _LATER_VALUES = {
-    ("engine", "native"): "the native RTSP engine is not in this version; use 'pyav' or leave the key out",
     ("engine", "aiomqtt"): "only an MQTT subscriber has this engine; leave the key out",
     ("qos", 2): "QoS 2 is not in this version; use 1, which is acknowledged only when on disk",
 }

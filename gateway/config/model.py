@@ -167,7 +167,7 @@ def _check_broker_url(url: str) -> str:
 
 
 def _check_camera_url(url: str) -> str:
-    return _check_url(url, ("rtsp", "rtsps"), "rtsp://10.0.0.11/main", path_allowed=True)
+    return _check_url(url, ("rtsp", "rtsps", "http", "https"), "rtsp://10.0.0.11/main", path_allowed=True)
 
 
 def _check_timezone(name: str) -> str:
@@ -476,11 +476,11 @@ class ControlConfig(BrokerConfig):
 
 
 class CameraConfig(ReconnectingConfig):
-    """``[cameras.NAME]``: one RTSP camera."""
+    """``[cameras.NAME]``: one camera."""
 
     url: Annotated[str, AfterValidator(_check_camera_url)]
     stream: Name = ""  # default: the camera's name, which `Config` fills in
-    engine: Literal["pyav"] = "pyav"
+    engine: Literal["native", "pyav"] | None = None  # default: see `engine_used`
     transport: Literal["tcp", "udp"] = "tcp"
     open_timeout_ns: DurationNs = Field(
         default=10 * NS_PER_S, alias="open_timeout", ge=100 * NS_PER_MS, le=10 * MINUTE_NS
@@ -488,6 +488,16 @@ class CameraConfig(ReconnectingConfig):
     read_timeout_ns: DurationNs = Field(
         default=10 * NS_PER_S, alias="read_timeout", ge=100 * NS_PER_MS, le=10 * MINUTE_NS
     )
+
+    @property
+    def native_possible(self) -> bool:
+        """Does the native engine speak this? RTSP over plain TCP with pictures on the same connection."""
+        return urlsplit(self.url).scheme == "rtsp" and self.transport == "tcp"
+
+    @property
+    def engine_used(self) -> Literal["native", "pyav"]:
+        """The configured engine; else native where that is possible."""
+        return self.engine or ("native" if self.native_possible else "pyav")
 
 
 class MqttConfig(Section):

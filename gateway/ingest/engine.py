@@ -47,8 +47,8 @@ FLUSH_STEP_S = 0.25
 GAP_RING, GAP_RING_BYTES = "(gateway)", 2**16
 # Gap records of one stream, source and reason are at least so far apart.
 GAP_INTERVAL_NS = 1_000_000_000
-# The ring that all cameras share, in which their streams tell them apart.
-CAMERA_RING = "cameras"
+# The rings that cameras share, one for each engine, in which their streams tell them apart.
+CAMERA_RINGS = ("(cameras)", "(cameras, pyav)")
 
 logger = logging.getLogger("gateway.engine")
 
@@ -289,7 +289,7 @@ class Engine:
 
     def _source_of(self, ring: str, stream: str) -> str:
         """Whose records of that stream came through that ring."""
-        if ring != CAMERA_RING:
+        if ring not in CAMERA_RINGS:
             return ring
         return next((name for name, camera in self.config.cameras.items() if camera.stream == stream), ring)
 

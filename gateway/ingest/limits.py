@@ -62,8 +62,9 @@ SESSION_RING_BYTES = 2**20
 
 
 def rings(config: Config) -> int:
-    """A large ring for each listener and each subscriber; the cameras share one."""
-    return len(config.mqtt.listeners) + len(config.mqtt.subscribers) + bool(config.cameras)
+    """A large ring for each listener and each subscriber; the cameras of each engine share one."""
+    engines = {camera.engine_used for camera in config.cameras.values()}
+    return len(config.mqtt.listeners) + len(config.mqtt.subscribers) + len(engines)
 
 
 def session_rings_bytes(config: Config) -> int:

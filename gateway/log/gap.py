@@ -15,7 +15,7 @@ from gateway_native.batch import encode_headers
 GAP_HEADER = "gateway.gap"
 CLOCK_HEADER = "gateway.clock"
 
-Reason = Literal["full-disk", "failed-disk", "overload", "packet-loss", "damage", "retention"]
+Reason = Literal["full-disk", "failed-disk", "overload", "packet-loss", "camera-away", "damage", "retention"]
 REASONS: tuple[Reason, ...] = get_args(Reason)
 
 _GAP = re.compile(

@@ -6,7 +6,8 @@ import errno
 
 import av.error
 import pytest
-from gateway_adapters.rtsp.failures import classify, scrub, with_credentials
+from gateway_adapters.rtsp.failures import scrub, shown, with_credentials
+from gateway_adapters.rtsp.libav_errors import classify
 
 PASSWORD = "p@ss/w:rd?#%é"
 
@@ -62,3 +63,9 @@ def test_an_open_that_took_its_whole_time_is_a_time_out() -> None:
     """libav reports an interrupted open as invalid data; the clock tells otherwise."""
     failure = classify(av.error.InvalidDataError(1, "x"), opening=True, timeout_s=5, elapsed_s=5.01)
     assert (failure.state, str(failure)) == ("timeout", "no answer within 5 s")
+
+
+def test_what_a_camera_says_is_shown_short_and_on_one_line() -> None:
+    """No control character of a camera reaches a terminal, no URL its user information, no log line its whole text."""
+    assert shown(" not\x1b[31m\r\nok rtsp://u:p@h/x ") == "not?[31m??ok rtsp://h/x"
+    assert len(shown("x" * 1_000)) == 81

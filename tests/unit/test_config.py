@@ -229,8 +229,12 @@ CAMERA = 'data = "d"\n[cameras.c]\nurl = "rtsp://h/x"\n'
         ),
         (BROKER + 'username = "a${TEST_UNSET}"\n', "username: ${NAME} works only as the whole value"),
         (CAMERA + 'transport = "tpc"\n', "gateway.toml:4: cameras.c.transport: must be 'tcp' or 'udp', not 'tpc'"),
-        (CAMERA + 'engine = "native"\n', "the native RTSP engine is not in this version"),
-        (CAMERA.replace("rtsp:", "http:"), "gateway.toml:3: cameras.c.url: the URL must start with rtsp://"),
+        (
+            CAMERA + 'engine = "native"\ntransport = "udp"\n',
+            "gateway.toml:4: cameras.c.engine: 'native' speaks rtsp:// over TCP only",
+        ),
+        (CAMERA.replace("rtsp:", "rtsps:") + 'engine = "native"\n', "'native' speaks rtsp:// over TCP only"),
+        (CAMERA.replace("rtsp:", "ftp:"), "gateway.toml:3: cameras.c.url: the URL must start with rtsp://"),
         (CAMERA.replace("rtsp://h/x", "rtsp:///x"), "the URL must name a host"),
         (
             CAMERA + '[cameras.d]\nurl = "rtsp://h/y"\nstream = "c"\n',
@@ -248,6 +252,21 @@ def test_a_mistake_in_a_subscriber_or_camera_is_named(write: Any, text: str, exp
     found = problems(write(text))
     assert len(found) == 1, found
     assert expected in found[0]
+
+
+@pytest.mark.parametrize(
+    ("settings", "engine"),
+    [
+        ('url = "rtsp://h/x"', "native"),
+        ('url = "rtsp://h/x"\nengine = "pyav"', "pyav"),
+        ('url = "rtsp://h/x"\ntransport = "udp"', "pyav"),
+        ('url = "rtsps://h/x"', "pyav"),
+        ('url = "http://h/video.mjpg"', "pyav"),
+    ],
+)
+def test_a_cameras_engine_is_the_one_that_can(write: Any, settings: str, engine: str) -> None:
+    """Native wherever it speaks the camera's language; libav else, or where it is asked for."""
+    assert load(write(f'data = "d"\n[cameras.c]\n{settings}\n')).cameras["c"].engine_used == engine
 
 
 @pytest.mark.parametrize(
@@ -329,7 +348,7 @@ def test_included_files_are_merged_and_named(write: Any, tmp_path: Path) -> None
     config = load(path)
     assert list(config.cameras) == ["z", "a", "b"]
     assert config.cameras["a"].password_file == tmp_path / "conf.d/pw"
-    write('\n[cameras.b]\nurl = "http://h/b"\n', "conf.d/20-b.toml")
+    write('\n[cameras.b]\nurl = "ftp://h/b"\n', "conf.d/20-b.toml")
     (found,) = problems(path)
     assert found.startswith("conf.d/20-b.toml:3: cameras.b.url")
 

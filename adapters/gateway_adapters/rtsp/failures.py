@@ -6,19 +6,51 @@ import errno
 import re
 from urllib.parse import quote, urlsplit, urlunsplit
 
-import av.error
-
-# User name and password in front of a host, as in any URL that libav may quote.
+# User name and password in front of a host, as in any URL that a library or a camera may quote.
 _USERINFO = re.compile(r"(?i)(?<=://)[^/?#\s'\"]*@")
+# What a camera says is shown only so far, and only what can be printed.
+TEXT_CHARACTERS_MAX = 80
 
 
 class Failure(Exception):
-    """A camera could not be opened or read. ``state`` is what `statistics` shows, ``cause`` a clause for people."""
+    """A camera could not be opened or read. ``state`` is what `statistics` shows, ``cause`` a clause for people.
+
+    state: unauthorized, not_found, refused, unreachable, timeout, stalled, closed, unsupported or failed.
+    """
 
     def __init__(self, state: str, cause: str) -> None:
         self.state = state
         self.cause = cause
         super().__init__(cause)
+
+
+class RemoteFault(Failure):
+    """What the camera sent breaks the protocol. The only error that received bytes may cause."""
+
+    def __init__(self, cause: str) -> None:
+        super().__init__("unsupported", cause)
+
+
+# What the system says about a connection, by errno.
+_BY_NUMBER = {
+    errno.ECONNREFUSED: ("refused", "nothing listens at this address (connection refused)"),
+    errno.EHOSTUNREACH: ("unreachable", "there is no way to this host"),
+    errno.ENETUNREACH: ("unreachable", "there is no way to this network"),
+    errno.EADDRNOTAVAIL: ("unreachable", "this machine has no address or port left to connect from"),
+    errno.ETIMEDOUT: ("timeout", "the camera stopped answering"),
+    errno.ECONNRESET: ("closed", "the camera broke the connection"),
+    errno.ECONNABORTED: ("closed", "the camera broke the connection"),
+    errno.EPIPE: ("closed", "the camera broke the connection"),
+    errno.EMFILE: ("failed", "the gateway has no descriptor left; raise the limit of open files"),
+    errno.ENFILE: ("failed", "the system has no descriptor left; raise fs.file-max"),
+}
+
+
+def of_system(number: int | None, text: str | None = None) -> Failure:
+    """What an errno of a socket means; text: what else is known."""
+    if number in _BY_NUMBER:
+        return Failure(*_BY_NUMBER[number])
+    return Failure("failed", text or f"the system says error {number}")
 
 
 def with_credentials(url: str, username: str | None, password: str | None) -> str:
@@ -40,38 +72,7 @@ def scrub(text: str, *secrets: str | None) -> str:
     return text
 
 
-def classify(error: Exception, *, opening: bool, timeout_s: float, elapsed_s: float = 0.0) -> Failure:
-    """What an exception of PyAV means. opening: while connecting, else while reading; elapsed_s: since that began.
-
-    libav reports an open that ran into its time-out as all sorts of errors, so the clock has the last word.
-    """
-    if isinstance(error, av.error.ExitError | TimeoutError) or (opening and elapsed_s >= timeout_s):
-        doing = "no answer" if opening else "no picture"
-        return Failure("timeout", f"{doing} within {timeout_s:g} s")
-    number = error.errno if isinstance(error, OSError) else None
-    for kind, state, cause in _BY_TYPE:
-        if isinstance(error, kind):
-            return Failure(state, cause)
-    if number in _BY_NUMBER:
-        return Failure(*_BY_NUMBER[number])
-    return Failure("failed", getattr(error, "strerror", None) or type(error).__name__)
-
-
-# First match wins.
-_BY_TYPE: tuple[tuple[type[Exception], str, str], ...] = (
-    (av.error.HTTPUnauthorizedError, "unauthorized", "the camera refuses the user name or password (401)"),
-    (av.error.HTTPForbiddenError, "unauthorized", "the camera forbids this user the stream (403)"),
-    (av.error.HTTPNotFoundError, "not_found", "the camera has no stream at this path (404)"),
-    (av.error.HTTPClientError, "unsupported", "the camera refuses the request (RTSP status 4xx)"),
-    (av.error.HTTPServerError, "failed", "the camera fails to serve the stream (RTSP status 5xx)"),
-    (ConnectionRefusedError, "refused", "nothing listens at this address (connection refused)"),
-    (ConnectionError, "closed", "the camera broke the connection"),
-    (av.error.InvalidDataError, "unsupported", "the answer is no RTSP, or no stream that libav understands"),
-)
-_BY_NUMBER = {
-    errno.EHOSTUNREACH: ("unreachable", "there is no way to this host"),
-    errno.ENETUNREACH: ("unreachable", "there is no way to this network"),
-    # Also what libav makes of a name that does not resolve.
-    errno.EIO: ("unreachable", "the host cannot be found, or the connection broke"),
-    errno.EPROTONOSUPPORT: ("unsupported", "the camera does not speak the configured transport"),
-}
+def shown(text: str) -> str:
+    """What a camera said, fit for a sentence: short, on one line, without a URL's user information."""
+    plain = "".join(character if character.isprintable() else "?" for character in scrub(text.strip()))
+    return plain if len(plain) <= TEXT_CHARACTERS_MAX else f"{plain[:TEXT_CHARACTERS_MAX]}…"

@@ -18,7 +18,8 @@ import av.error
 import av.logging
 
 from gateway_adapters.rtsp.access_units import CODEC_NAMES, Packet
-from gateway_adapters.rtsp.failures import Failure, classify
+from gateway_adapters.rtsp.failures import Failure
+from gateway_adapters.rtsp.libav_errors import classify
 
 # libav's own messages quote URLs with passwords and name no camera; every failure reaches the log through `Failure`.
 av.logging.set_level(None)

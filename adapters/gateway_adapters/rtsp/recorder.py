@@ -53,6 +53,7 @@ class Recorder:
         self.lost_access_units = 0
         self.refused = 0
         self.oversized = 0
+        self.last_unit_ns = 0  # receive time of the newest record, ns since 1970
 
     @property
     def run(self) -> int:
@@ -100,6 +101,7 @@ class Recorder:
         self.records += 1
         self.bytes += len(unit.value)
         self.keyframes += unit.key
+        self.last_unit_ns = unit.received_ns
         return True
 
     def _lose(self, unit: AccessUnit) -> None:

@@ -1,0 +1,180 @@
+"""From a camera's URL to a socket on which pictures come: name, connection, handshake, redirects. On the event loop.
+
+Sockets are our own, not a transport's: once the camera plays, the socket goes to the camera thread as it is.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import urlsplit
+
+from gateway.config import CameraConfig
+from gateway_adapters.rtsp.authentication import Authenticator
+from gateway_adapters.rtsp.failures import Failure, of_system, shown
+from gateway_adapters.rtsp.protocol import Client, Redirected
+
+PORT = 554
+REDIRECTS_MAX = 5
+# Of one name; more are never tried.
+ADDRESSES_MAX = 8
+_RECEIVE_BYTES = 65_536
+
+# Connections that are being made at once. Cameras that failed time and again have places of their own, so that a
+# thousand dead ones, each waiting for its time-out, keep no place from one that comes back.
+FRESH_MAX, PATIENT_MAX = 256, 128
+PATIENT_FROM = 3  # failures in a row
+
+
+class Lanes:
+    """Who may connect now."""
+
+    def __init__(self) -> None:
+        self._fresh = asyncio.Semaphore(FRESH_MAX)
+        self._patient = asyncio.Semaphore(PATIENT_MAX)
+
+    def of(self, failures: int) -> asyncio.Semaphore:
+        """The places for a camera that has failed so many times in a row."""
+        return self._patient if failures >= PATIENT_FROM else self._fresh
+
+
+@dataclass(frozen=True)
+class Credentials:
+    """Whom a camera is to let in. None: nobody in particular."""
+
+    username: str | None = None
+    password: str | None = None
+
+    def __repr__(self) -> str:
+        return f"Credentials({self.username!r})"
+
+    @classmethod
+    def of(cls, config: CameraConfig) -> Credentials:
+        """A configured camera's."""
+        password = config.password.get_secret_value() if config.password is not None else None
+        return cls(config.username, password)
+
+
+@dataclass
+class Connected:
+    """A camera that answered everything it was asked. rest: bytes behind its last answer."""
+
+    socket: socket.socket
+    client: Client
+    url: str
+    rest: bytes = b""
+
+
+async def connect(
+    url: str,
+    credentials: Credentials,
+    timeout_s: float,
+    *,
+    describe_only: bool = False,
+    on_redirect: Callable[[str], None] = lambda url: None,
+) -> Connected:
+    """Connect and have the camera play, or only describe itself. Raises Failure. The socket is the caller's then.
+
+    timeout_s: for all of it. A redirect is followed, without the credentials if it leads to another host.
+    """
+    home = urlsplit(url).hostname
+    progress = _Progress()
+    try:
+        async with asyncio.timeout(timeout_s):
+            for _ in range(REDIRECTS_MAX + 1):
+                here = urlsplit(url).hostname == home
+                try:
+                    return await _connect(url, credentials if here else Credentials(), progress, describe_only)
+                except Redirected as elsewhere:
+                    url = elsewhere.url
+                    on_redirect(url)
+                except Failure as failure:
+                    if failure.state == "unauthorized" and not here:
+                        raise Failure(
+                            "unauthorized",
+                            f"it redirects to {shown(url)}, another host, which gets no password from here; "
+                            "configure that address",
+                        ) from None
+                    raise
+    except TimeoutError:
+        raise Failure("timeout", f"{progress.waits_for} within {timeout_s:g} s") from None
+    raise Failure("unsupported", f"the camera redirects over {REDIRECTS_MAX} times")
+
+
+@dataclass
+class _Progress:
+    """What is waited for, should it never come."""
+
+    client: Client | None = None
+
+    @property
+    def waits_for(self) -> str:
+        if self.client is None:
+            return "no connection"
+        return f"no answer to {self.client.waits_for or 'anything'}"
+
+
+async def _connect(url: str, credentials: Credentials, progress: _Progress, describe_only: bool) -> Connected:
+    parts = urlsplit(url)
+    progress.client = None
+    connection = await _open(parts.hostname or "", parts.port or PORT)
+    try:
+        authenticator = Authenticator(credentials.username, credentials.password)
+        client = progress.client = Client(url, authenticator, describe_only=describe_only)
+        await _converse(connection, client)
+    except BaseException:
+        connection.close()
+        raise
+    return Connected(connection, client, url, client.take_rest())
+
+
+async def _converse(connection: socket.socket, client: Client) -> None:
+    loop = asyncio.get_running_loop()
+    try:
+        await loop.sock_sendall(connection, client.begin())
+        while not client.done:
+            data = await loop.sock_recv(connection, _RECEIVE_BYTES)
+            if not data:
+                raise Failure("closed", f"the camera closed the connection instead of answering {client.waits_for}")
+            if answer := client.receive(data):
+                await loop.sock_sendall(connection, answer)
+    except OSError as error:
+        raise of_system(error.errno, error.strerror) from None
+
+
+async def _open(host: str, port: int) -> socket.socket:
+    """A TCP connection to the first address that takes it. Raises Failure, the last address's."""
+    loop = asyncio.get_running_loop()
+    failure = Failure("unreachable", "the host cannot be found")
+    for family, kind, protocol, _, address in (await _addresses(host, port))[:ADDRESSES_MAX]:
+        try:
+            connection = socket.socket(family, kind | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC, protocol)
+        except OSError as error:
+            raise of_system(error.errno, error.strerror) from None
+        try:
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            await loop.sock_connect(connection, address)
+            return connection
+        except OSError as error:
+            connection.close()
+            failure = of_system(error.errno, error.strerror)
+        except BaseException:
+            connection.close()
+            raise
+    raise failure
+
+
+async def _addresses(host: str, port: int) -> list[tuple[Any, ...]]:
+    """What a name stands for. An address is not looked up, so that it waits for no other camera's name."""
+    try:
+        return list(socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST))
+    except (OSError, UnicodeError):
+        pass
+    try:
+        return list(await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM))
+    except (OSError, UnicodeError) as error:
+        reason = getattr(error, "strerror", None) or "not a name"
+        raise Failure("unreachable", f"the host cannot be found ({reason})") from None
