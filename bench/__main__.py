@@ -22,6 +22,7 @@ MODULES = {
     "log_latency": "ring to durable at 100,000 records/s, beside a loop of pwrite and fdatasync",
     "log_amplification": "bytes to the disk per byte of payload, fsyncs and batches, by rate",
     "log_many_streams": "a commit of 10 to 1,000 streams, fdatasync of each against syncfs",
+    "cameras": "CPU and memory of 1 to 200 cameras of 1080p25, beside ffmpeg and PyAV, and the latency to the disk",
     "log_startup": "time until a gateway with 100,000 segments accepts, and after kill -9",
 }
 
