@@ -14,6 +14,7 @@ from gateway_native.intake_messages cimport (
     message_data,
     message_need,
     message_new,
+    messages_free,
     pthread_mutex_destroy,
     pthread_mutex_init,
     usleep,
@@ -26,6 +27,24 @@ from gateway_native.mqtt_aliases cimport ALIASES_MAX
 from gateway_native.mqtt_rate cimport rate_set
 from gateway_native.mqtt_routes cimport MqttRoutes, Routes
 from gateway_native.mqtt_session cimport Session
+from gateway_native.sockets cimport (
+    EFD_CLOEXEC,
+    EFD_NONBLOCK,
+    EPOLL_CLOEXEC,
+    EPOLLERR,
+    EPOLLHUP,
+    EPOLLIN,
+    EPOLLOUT,
+    PR_SET_TIMERSLACK,
+    c_close,
+    epoll_create1,
+    epoll_event,
+    epoll_wait,
+    eventfd,
+    prctl,
+    silence,
+    watch,
+)
 
 import os
 
@@ -40,19 +59,6 @@ cdef extern from "atomics.h" nogil:
 
 cdef extern from "clock.h" nogil:
     uint64_t gw_monotonic_ns()
-
-cdef extern from "<sys/epoll.h>" nogil:
-    int epoll_create1(int)
-    int epoll_wait(int, epoll_event*, int, int)
-    enum: EPOLL_CLOEXEC
-
-cdef extern from "<sys/eventfd.h>" nogil:
-    int eventfd(unsigned int, int)
-    enum: EFD_CLOEXEC, EFD_NONBLOCK
-
-cdef extern from "<sys/prctl.h>" nogil:
-    int prctl(int, unsigned long, unsigned long, unsigned long, unsigned long)
-    enum: PR_SET_TIMERSLACK
 
 cdef enum:
     NS_PER_S = 1000000000
@@ -343,14 +349,6 @@ cdef void rest(IntakeState* it) noexcept nogil:
         it.window_reads = 0
 
 
-cdef void free_messages(Message* message) noexcept nogil:
-    cdef Message* following
-    while message != NULL:
-        following = message.next
-        free(message)
-        message = following
-
-
 cdef class Intake:
     """All plain sockets of the process, on one thread, which `run` becomes.
 
@@ -390,10 +388,10 @@ cdef class Intake:
             free(self.state.peers[i].mqtt.acks)
             free(self.state.peers[i])
         free(self.state.peers)
-        free_messages(self.state.commands.first)
-        free_messages(self.state.events.first)
+        messages_free(self.state.commands.first)
+        messages_free(self.state.events.first)
         for i in range(LISTENERS_MAX):
-            free_messages(self.state.listeners[i].first_record)
+            messages_free(self.state.listeners[i].first_record)
         for fd in (self.state.epoll, self.state.commands.bell, self.state.events.bell):
             if fd >= 0:
                 c_close(fd)

@@ -11,11 +11,11 @@ from libc.string cimport memcpy, memset, strlen
 
 from gateway_native.intake cimport *
 from gateway_native.intake_messages cimport Message, mailbox_post, message_data, message_need, message_new
-from gateway_native.intake_peers cimport (
-    EPOLLIN, c_close, peer_handle, peer_release, peer_retry, peer_settle, next_waiting, watch)
+from gateway_native.intake_peers cimport peer_handle, peer_release, peer_retry, peer_settle, next_waiting
 from gateway_native.mqtt cimport MqttConnection, MqttGroup
 from gateway_native.mqtt_acks cimport acks_settle_refusals
 from gateway_native.ring cimport RingState, ring_publish, ring_put
+from gateway_native.sockets cimport EPOLLIN, c_close, silence, watch
 
 cdef extern from "atomics.h" nogil:
     uint64_t gw_load_seq(const uint64_t*)
@@ -49,9 +49,6 @@ cdef extern from "<sys/socket.h>" nogil:
     int setsockopt(int, int, int, const void*, unsigned int)
     enum: AF_INET, AF_INET6, AF_UNIX, SOCK_NONBLOCK, SOCK_CLOEXEC
 
-cdef extern from "<unistd.h>" nogil:
-    ssize_t c_read "read"(int, void*, size_t)
-
 cdef enum:
     HOST_BYTES = 48                 # INET6_ADDRSTRLEN, and more
     ADDRESS_BYTES = 64
@@ -61,12 +58,6 @@ cdef enum:
     ABOUT_RING = 0xFFFFFFFD
     GENERATION_MAX = 0xFFFFFFF0
     NONE_FREE = 0xFFFFFFFF
-
-
-cdef inline void silence(int fd) noexcept nogil:
-    """Make an eventfd unreadable."""
-    cdef uint64_t count
-    c_read(fd, &count, sizeof(count))
 
 
 # -- accepting --------------------------------------------------------------------------------------------------------

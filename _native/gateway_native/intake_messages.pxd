@@ -6,7 +6,7 @@ parsed on, and the event loop answers what it was told.
 """
 
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
-from libc.stdlib cimport malloc
+from libc.stdlib cimport free, malloc
 from libc.string cimport memset
 
 cdef extern from "<pthread.h>" nogil:
@@ -88,3 +88,12 @@ cdef inline Message* mailbox_take(Mailbox* box) noexcept nogil:
     box.first = box.last = NULL
     pthread_mutex_unlock(&box.lock)
     return first
+
+
+cdef inline void messages_free(Message* message) noexcept nogil:
+    """All of a list."""
+    cdef Message* following
+    while message != NULL:
+        following = message.next
+        free(message)
+        message = following

@@ -15,30 +15,14 @@ from gateway_native.mqtt cimport (
     MqttConnection, MqttGroup, MqttText, connection_close, mqtt_parse)
 from gateway_native.mqtt_acks cimport ACKS_REFUSED, acks_release
 from gateway_native.mqtt_kept cimport kept_drop, kept_put
+from gateway_native.sockets cimport (
+    EPOLLIN, EPOLLOUT, MSG_DONTWAIT, MSG_NOSIGNAL, SHUT_WR, c_close, recv, send, shutdown, watch)
 
 cdef enum:
     LINGER_S = 2                    # after our last word: how long a peer may take to close its end
     STALLED_S = 60                  # a peer that reads nothing for so long while something waits for it is gone
     PING_BYTES = 4096               # of answers to pings written at once
     OUT_BYTES_MIN = 256
-
-cdef extern from "<sys/epoll.h>" nogil:
-    ctypedef union epoll_data_t:
-        uint64_t u64
-    struct epoll_event:
-        uint32_t events
-        epoll_data_t data
-    int epoll_ctl(int, int, int, epoll_event*)
-    enum: EPOLLIN, EPOLLOUT, EPOLLERR, EPOLLHUP, EPOLL_CTL_ADD, EPOLL_CTL_MOD, EPOLL_CTL_DEL
-
-cdef extern from "<sys/socket.h>" nogil:
-    ssize_t recv(int, void*, size_t, int)
-    ssize_t send(int, const void*, size_t, int)
-    int shutdown(int, int)
-    enum: MSG_NOSIGNAL, MSG_DONTWAIT, SHUT_WR
-
-cdef extern from "<unistd.h>" nogil:
-    int c_close "close"(int)
 
 
 cdef inline uint64_t peer_handle(const Peer* p) noexcept nogil:
@@ -53,15 +37,6 @@ cdef inline Peer* peer_find(IntakeState* it, uint64_t handle) noexcept nogil:
         return NULL
     p = it.peers[index]
     return p if p.fd >= 0 and p.generation == <uint32_t>(handle >> 32) else NULL
-
-
-cdef inline bint watch(int epoll, int fd, uint32_t before, uint32_t wanted, uint64_t data) noexcept nogil:
-    """What epoll watches a descriptor for; 0: nothing. Out of the set even a reset is not heard of."""
-    cdef epoll_event event
-    cdef int how = EPOLL_CTL_DEL if wanted == 0 else EPOLL_CTL_MOD if before else EPOLL_CTL_ADD
-    event.events = wanted
-    event.data.u64 = data
-    return before == wanted or epoll_ctl(epoll, how, fd, &event) == 0
 
 
 cdef inline void peer_arm(IntakeState* it, Peer* p) noexcept nogil:
