@@ -29,6 +29,7 @@ _COMMANDS = {
     "simulate": "gateway.commands.simulate",
     "stream": "gateway.commands.stream",
     "read": "gateway.commands.read",
+    "camera": "gateway.commands.camera",
     "frame": "gateway.commands.frame",
     "export": "gateway.commands.export",
     "verify": "gateway.commands.verify",

@@ -55,9 +55,6 @@ LOST_OVERSIZED: Final[int]
 LOSS: Final[Struct]
 """(count, bytes, first_ns, last_ns) = LOSS.unpack(data); times are receive times, ns since 1970."""
 
-Event = tuple[int, int, int, bytes]
-"""kind, handle, number, data"""
-
 class Camera:
     """One configured camera: where its records go, and what must outlive its connections (runs, losses, counters).
 
@@ -132,8 +129,8 @@ class CameraThread:
     def event_fd(self) -> int:
         """Readable when there are events."""
 
-    def events(self) -> list[Event]:
-        """What happened since the last call, oldest first."""
+    def events(self) -> list[tuple[int, int, int, bytes]]:
+        """(kind, handle, number, data) of what happened since the last call, oldest first."""
 
     @property
     def settled(self) -> bool:

@@ -66,7 +66,7 @@ cdef enum:
     NS_PER_MS = 1000000
     NS_PER_US = 1000
     ABOUT_BELL = 0xFFFFFFFF         # what an event of epoll is about, if it is no connection
-    GENERATION_MAX = 0xFFFFFFF0
+    GENERATION_MAX = 0x7FFFFFF0
     CAMERAS_MAX = 65536
     MEMORY_MAX = 268435456          # of units being put together, by default
     RECORD_MAX = 16777216

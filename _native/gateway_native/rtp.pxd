@@ -18,6 +18,7 @@ What is decided here, and said to readers of the log in gateway/log/FORMAT.md:
 * A hole between two packets may belong to the unit before it (if it is still open), to the one behind it, or be whole units
   between them: both are flagged, the one behind counts the packets.
 * A unit whose picture data does not begin with a picture's first slice lacks its head, whatever sequence numbers say.
+* A key frame without any SPS or PPS, of its own or known, is damaged likewise.
 * What is late (TCP delivers in order, but servers reorder) is counted and left out; its hole was counted before.
 * A new run begins with the connection, another SSRC, BYE, or a jump of the time stamps (BACKWARD_TICKS, AHEAD_TICKS).
 """

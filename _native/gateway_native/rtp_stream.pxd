@@ -8,7 +8,7 @@ from gateway_native.rtp_control cimport (
     RTCP_GOODBYE, RTCP_SENDER_REPORT, SENDER_REPORT_BYTES, goodbye_is_ours, map_place, sender_report)
 from gateway_native.rtp_jpeg cimport image_end, payload_jpeg
 from gateway_native.rtp_nal cimport nal_abandon, nal_unended, payload_h264, payload_h265
-from gateway_native.rtp_unit cimport unit_reset
+from gateway_native.rtp_unit cimport has_needed_sets, unit_reset
 from gateway_native.state cimport bump
 
 cdef extern from "wire.h" nogil:
@@ -114,6 +114,8 @@ cdef inline void unit_end(RtpSession* s) noexcept nogil:
     cdef RtpAssembly* u = &s.unit
     if s.codec == CODEC_JPEG and u.picture:
         image_end(s)
+    elif u.key and not has_needed_sets(s):
+        u.damaged = True                # they were lost before the first packet that came
     unit_place(s)
     if u.sets_changed:
         s.picture_changed = True

@@ -15,6 +15,7 @@ cdef extern from "wire.h" nogil:
 cdef enum:
     SIZE_BYTES = 4                  # before each NAL unit: its size here, a start code in the value
     KIND_NONE = 3                   # of a NAL unit that is no parameter set; kinds are those of rtp_sets
+    NEEDED_KINDS = 0x06             # bits of kinds: SPS and PPS
     USUAL_BYTES_MAX = 65536         # of the block that a unit begins with
 
     H264_DELIMITER = 9
@@ -77,6 +78,15 @@ cdef inline void unit_reset(RtpSession* s) noexcept nogil:
 cdef inline bint set_is_missing(const RtpSession* s, const ParameterSet* found) noexcept nogil:
     """A key frame that brings no set of a kind at all gets those that are known."""
     return not s.unit.kinds >> found.kind & 1
+
+
+cdef inline bint has_needed_sets(const RtpSession* s) noexcept nogil:
+    """Is a sequence and a picture parameter set there or known? Nothing decodes without."""
+    cdef uint8_t kinds = s.unit.kinds
+    cdef uint32_t i
+    for i in range(s.sets.count):
+        kinds |= <uint8_t>(1 << s.sets.sets[i].kind)
+    return kinds & NEEDED_KINDS == NEEDED_KINDS
 
 
 cdef inline size_t missing_bytes(const RtpSession* s) noexcept nogil:

@@ -7,7 +7,7 @@ Adapters plug in through the entry point group ``gateway.sources``; the entry po
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import entry_points
 from typing import Any, Protocol, runtime_checkable
@@ -78,6 +78,29 @@ class SourceContext:
 
 
 Factory = Callable[[str, Any, SourceContext], Source]
+
+
+@runtime_checkable
+class CameraFinder(Protocol):
+    """A factory of cameras that can also look at them without recording. Reports are plain values for JSON."""
+
+    async def probe(self, config: Any, *, seconds: float) -> dict[str, Any]:
+        """What the camera of this configuration offers, and sends within some seconds: `state`, `cause`, `tracks`…"""
+        ...
+
+    async def discover(
+        self,
+        *,
+        hosts: Sequence[str],
+        address: tuple[str, int] | None,
+        interface: str | None,
+        username: str | None,
+        password: str | None,
+        wait_s: float,
+        timeout_s: float,
+    ) -> list[dict[str, Any]]:
+        """The cameras on the network: `service`, `name`, `hardware`, `problem`, `profiles` (`name`, `url`…)."""
+        ...
 
 
 def load_factory(kind: str) -> Factory:

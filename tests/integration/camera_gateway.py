@@ -14,6 +14,7 @@ from gateway_adapters.rtsp.camera import create
 import gateway
 import gateway.app
 from gateway.config import Config, from_dict
+from gateway.log.gap import Gap
 from gateway.replay.log import Stream
 
 
@@ -58,6 +59,16 @@ async def until(condition: Callable[[], object], seconds: float = 30.0) -> None:
     async with asyncio.timeout(seconds):
         while not condition():  # noqa: ASYNC110
             await asyncio.sleep(0.02)
+
+
+def pictures(stream: Stream) -> list[Any]:
+    """The camera's records, without the gateway's own."""
+    return [record for record in stream.read() if record.key is not None]
+
+
+def gaps(stream: Stream) -> list[Gap]:
+    """What is missing in the stream."""
+    return [record.gap for record in stream.read() if record.gap is not None]
 
 
 def headers(record: Any) -> dict[str, str]:

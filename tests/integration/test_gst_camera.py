@@ -15,6 +15,7 @@ from tests.integration import gst_camera
 from tests.integration.camera_gateway import headers, recording, until
 
 pytestmark = pytest.mark.integration
+ENGINES = ["native", "pyav"]
 
 
 @pytest.fixture(autouse=True)
@@ -22,11 +23,12 @@ def _gstreamer() -> None:
     gst_camera.require()
 
 
+@pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("codec", ["h264", "h265", "jpeg"])
-async def test_a_camera_of_each_codec_is_recorded_and_played_back(tmp_path: Path, codec: str) -> None:
+async def test_a_camera_of_each_codec_is_recorded_and_played_back(tmp_path: Path, codec: str, engine: str) -> None:
     """Every record decodes; stamps are a frame apart; key frames carry their sets; the clip plays in full."""
     with gst_camera.serving("--codec", codec) as url:
-        async with recording(tmp_path / "data", {"gate": {"url": url}}) as gateway:
+        async with recording(tmp_path / "data", {"gate": {"url": url, "engine": engine}}) as gateway:
             await until(lambda: gateway.statistics("gate")["access_units"] >= 60)
             statistics = gateway.statistics("gate")
     assert (statistics["codec"], statistics["width"], statistics["height"]) == (codec, 320, 240)
@@ -53,14 +55,15 @@ async def test_a_camera_of_each_codec_is_recorded_and_played_back(tmp_path: Path
     assert report.duration_s == pytest.approx(len(records) / 25)
 
 
-async def test_digest_authentication_against_another_implementation(tmp_path: Path) -> None:
+@pytest.mark.parametrize("engine", ENGINES)
+async def test_digest_authentication_against_another_implementation(tmp_path: Path, engine: str) -> None:
     """The right password opens, also with characters that mean something in URLs; a wrong one does not."""
     password = "p w@/:%é"
     with gst_camera.serving("--user", "viewer", "--password", password) as url:
         cameras = {
-            "good": {"url": url, "username": "viewer", "password": password},
-            "bad": {"url": url, "username": "viewer", "password": "wrong"},
-            "none": {"url": url},
+            "good": {"url": url, "engine": engine, "username": "viewer", "password": password},
+            "bad": {"url": url, "engine": engine, "username": "viewer", "password": "wrong"},
+            "none": {"url": url, "engine": engine},
         }
         async with recording(tmp_path, cameras) as gateway:
             await until(lambda: gateway.statistics("good")["access_units"] >= 10)
@@ -68,22 +71,26 @@ async def test_digest_authentication_against_another_implementation(tmp_path: Pa
             await until(lambda: gateway.statistics("none")["state"] == "unauthorized")
 
 
-async def test_an_audio_track_is_skipped_and_said_so(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize(("engine", "skipped"), [("native", "audio PCMA"), ("pyav", "audio")])
+async def test_an_audio_track_is_skipped_and_said_so(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, engine: str, skipped: str
+) -> None:
     """The pictures are recorded with RTP's own stamps, as if there were no sound."""
     caplog.set_level(logging.INFO, "gateway")
     with gst_camera.serving("--audio") as url:
-        async with recording(tmp_path, {"gate": {"url": url}}) as gateway:
+        async with recording(tmp_path, {"gate": {"url": url, "engine": engine}}) as gateway:
             await until(lambda: gateway.statistics("gate")["access_units"] >= 40)
     pts = [int(headers(record)["pts"]) for record in gateway.stream("gate").read()]
     assert [b - a for a, b in itertools.pairwise(pts)] == [3600] * (len(pts) - 1)
-    skipped = [entry.__dict__["fields"] for entry in caplog.records if "skipped" in entry.message]
-    assert skipped == [{"camera": "gate", "skipped": "audio"}]
+    said = [entry.__dict__["fields"] for entry in caplog.records if "skipped" in entry.message]
+    assert said == [{"camera": "gate", "skipped": skipped}]
 
 
-async def test_its_sender_reports_give_the_cameras_time(tmp_path: Path) -> None:
+@pytest.mark.parametrize("engine", ENGINES)
+async def test_its_sender_reports_give_the_cameras_time(tmp_path: Path, engine: str) -> None:
     """Server and gateway have one clock here, so source_time is close to the receive time once a report has come."""
     with gst_camera.serving() as url:
-        async with recording(tmp_path, {"gate": {"url": url}}) as gateway:
+        async with recording(tmp_path, {"gate": {"url": url, "engine": engine}}) as gateway:
             deadline = time.monotonic() + 30
 
             def reported() -> bool:

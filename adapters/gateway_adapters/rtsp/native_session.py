@@ -75,13 +75,15 @@ async def connect(
     *,
     describe_only: bool = False,
     on_redirect: Callable[[str], None] = lambda url: None,
+    on_client: Callable[[Client], None] = lambda client: None,
 ) -> Connected:
     """Connect and have the camera play, or only describe itself. Raises Failure. The socket is the caller's then.
 
-    timeout_s: for all of it. A redirect is followed, without the credentials if it leads to another host.
+    timeout_s: for all of it. A redirect is followed, without the credentials if it leads to another host. on_client:
+    is given each connection's client before it asks anything.
     """
     home = urlsplit(url).hostname
-    progress = _Progress()
+    progress = _Progress(on_client)
     try:
         async with asyncio.timeout(timeout_s):
             for _ in range(REDIRECTS_MAX + 1):
@@ -108,6 +110,7 @@ async def connect(
 class _Progress:
     """What is waited for, should it never come."""
 
+    on_client: Callable[[Client], None]
     client: Client | None = None
 
     @property
@@ -124,6 +127,7 @@ async def _connect(url: str, credentials: Credentials, progress: _Progress, desc
     try:
         authenticator = Authenticator(credentials.username, credentials.password)
         client = progress.client = Client(url, authenticator, describe_only=describe_only)
+        progress.on_client(client)
         await _converse(connection, client)
     except BaseException:
         connection.close()

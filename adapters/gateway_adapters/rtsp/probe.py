@@ -13,6 +13,7 @@ from gateway.config import CameraConfig
 from gateway_adapters.rtsp.access_units import Packet
 from gateway_adapters.rtsp.failures import Failure, scrub, with_credentials
 from gateway_adapters.rtsp.native_session import Connected, Credentials, connect
+from gateway_adapters.rtsp.protocol import Client
 from gateway_adapters.rtsp.sdp import Track
 
 _RECEIVE_BYTES = 2**18
@@ -36,28 +37,42 @@ async def probe(config: CameraConfig, *, seconds: float) -> dict[str, Any]:
 
 
 async def _native(config: CameraConfig, seconds: float, report: dict[str, Any]) -> None:
-    """Describe first: what is on offer is told also where it cannot be played."""
-    credentials, timeout_s = Credentials.of(config), config.open_timeout_ns / NS_PER_S
-    described = await connect(config.url, credentials, timeout_s, describe_only=True)
-    described.socket.close()
-    description = described.client.description
-    assert description is not None
-    report["server"] = described.client.server
-    report["authentication"] = described.client.authentication
-    report["redirected_to"] = described.url if described.url != config.url else None
-    report["name"] = description.name
-    report["tracks"] = [_track(track) for track in description.tracks]
-    chosen = description.video()
-    report["tracks"][description.tracks.index(chosen)]["recorded"] = True
-    if seconds:
-        playing = await connect(config.url, credentials, timeout_s)
-        try:
-            report["measured"] = await _watch(playing, seconds)
-        finally:
-            await _teardown(playing)
+    """What is on offer is told also where it cannot be played."""
+    clients: list[Client] = []
+    redirects: list[str] = []
+    try:
+        connected = await connect(
+            config.url,
+            Credentials.of(config),
+            config.open_timeout_ns / NS_PER_S,
+            describe_only=not seconds,
+            on_redirect=redirects.append,
+            on_client=clients.append,
+        )
+    finally:
+        _tell_offer(clients[-1] if clients else None, redirects, report)
+    try:
+        assert connected.client.description is not None
+        connected.client.description.video()  # also where nothing is to be played
+        if seconds:
+            report["measured"] = await _watch(connected, seconds)
+    finally:
+        await _leave(connected)
 
 
-def _track(track: Track) -> dict[str, Any]:
+def _tell_offer(client: Client | None, redirects: list[str], report: dict[str, Any]) -> None:
+    report["redirected_to"] = redirects[-1] if redirects else None
+    if client is None:
+        return
+    report["server"], report["authentication"] = client.server, client.authentication
+    if client.description is None:
+        return
+    report["name"] = client.description.name
+    chosen = client.description.chosen
+    report["tracks"] = [_track(track, recorded=track is chosen) for track in client.description.tracks]
+
+
+def _track(track: Track, *, recorded: bool) -> dict[str, Any]:
     width, height = track.size or _size_of(track) or (None, None)
     return {
         "kind": track.kind,
@@ -68,7 +83,7 @@ def _track(track: Track) -> dict[str, Any]:
         "height": height,
         "claimed_fps": track.fps,
         "control": track.control,
-        "recorded": False,
+        "recorded": recorded,
     }
 
 
@@ -164,11 +179,12 @@ class _Seen:
         }
 
 
-async def _teardown(connected: Connected) -> None:
+async def _leave(connected: Connected) -> None:
     """Say goodbye; a camera that does not take it is left anyway."""
     try:
-        async with asyncio.timeout(1):
-            await asyncio.get_running_loop().sock_sendall(connected.socket, connected.client.teardown())
+        if connected.client.playing is not None:
+            async with asyncio.timeout(1):
+                await asyncio.get_running_loop().sock_sendall(connected.socket, connected.client.teardown())
     except (OSError, TimeoutError):
         return
     finally:

@@ -74,11 +74,16 @@ class Description:
     tracks: tuple[Track, ...]
     name: str = ""
 
+    @property
+    def chosen(self) -> Track | None:
+        """The track to record: the first video of a known codec."""
+        known = (track for track in self.tracks if track.kind == "video" and track.codec is not None)
+        return next((track for track in known if not _interleaved_donl(track)), None)
+
     def video(self) -> Track:
-        """The track to record: the first video of a known codec. Raises Failure, which says what there is."""
-        for track in self.tracks:
-            if track.kind == "video" and track.codec is not None and not _interleaved_donl(track):
-                return track
+        """The track to record. Raises Failure, which says what there is instead."""
+        if (track := self.chosen) is not None:
+            return track
         offered = ", ".join(track.described for track in self.tracks) or "nothing"
         if any(track.kind == "video" for track in self.tracks):
             raise Failure("unsupported", f"its video cannot be recorded ({offered}); H.264, H.265 and MJPEG can")
