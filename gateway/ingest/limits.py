@@ -14,7 +14,7 @@ from gateway.errors import ConfigError
 
 DESCRIPTORS_PER_STREAM = 6
 DESCRIPTORS_PER_RING = 2
-# Libraries, pipes, cameras' sockets, recovery, the log.
+# Libraries, pipes, recovery, the log.
 DESCRIPTORS_MARGIN = 64
 # A mapped tail, and the one that is being sealed.
 MAPPINGS_PER_STREAM = 2
@@ -81,6 +81,7 @@ def _descriptors(config: Config) -> Sum:
     streams = len(config.written_streams())
     connections = sum(listener.connections_max for listener in config.mqtt.listeners.values())
     others = DESCRIPTORS_PER_RING * (rings(config) + len(config.mqtt.listeners)) + DESCRIPTORS_MARGIN
+    others += len(config.cameras)  # a socket each
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     return Sum(
         "descriptors",

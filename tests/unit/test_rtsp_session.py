@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 
 import pytest
 from gateway_adapters.rtsp.failures import Failure
-from gateway_adapters.rtsp.native_session import Credentials, Lanes, connect
+from gateway_adapters.rtsp.native_session import Credentials, Names, connect
 
 from gateway.simulate.camera import CameraServer, ListFeed
 
@@ -164,9 +164,16 @@ async def test_no_password_goes_to_another_host() -> None:
         assert server.statistics()["unauthorized"] == 0  # no answer, not even a wrong one, was sent there
 
 
-async def test_dead_cameras_keep_no_place_from_living_ones() -> None:
-    """Those that failed time and again wait among themselves."""
-    lanes = Lanes()
-    assert lanes.of(0) is lanes.of(2)
-    assert lanes.of(3) is lanes.of(1_000)
-    assert lanes.of(0) is not lanes.of(3)
+async def test_a_name_server_that_is_away_keeps_no_known_camera_away(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a name stood for is tried when nobody tells any more; an unknown name is unreachable."""
+    names = Names()
+    known = await names.look_up("localhost", 554)
+
+    async def fail(*arguments: object, **options: object) -> None:
+        raise socket.gaierror(socket.EAI_AGAIN, "Temporary failure in name resolution")
+
+    monkeypatch.setattr(asyncio.get_running_loop(), "getaddrinfo", fail)
+    assert await names.look_up("localhost", 554) == known
+    with pytest.raises(Failure, match="Temporary failure") as caught:
+        await names.look_up("localhost", 555)
+    assert caught.value.state == "unreachable"

@@ -32,7 +32,6 @@ class Health:
         self._alike = 0
         self.last_error = ""
         self.reconnects = 0
-        self.failures_in_a_row = 0
 
     def state(self, now: float) -> str:
         """For `statistics`."""
@@ -50,7 +49,7 @@ class Health:
     def recording(self, **fields: object) -> None:
         """Its first picture came; fields: for the log."""
         self._state = "recording"
-        self._alike = self.failures_in_a_row = 0
+        self._alike = 0
         self._logger.info("camera is recording", extra=self.fields(**fields))
 
     def resumed(self) -> None:
@@ -68,7 +67,6 @@ class Health:
         self._state = failure.state
         if recorded:
             self._recorded_at = now
-        self.failures_in_a_row += 1
         self.reconnects += 1
         wait_s = self._backoff.after(run_s if recorded else 0.0)
         if self._recorded_at is not None and now - self._recorded_at < RETURNING_S:

@@ -151,13 +151,14 @@ class NativeCamera:
             return Failure("failed", f"a fault of the gateway's own ({type(error).__name__})")
 
     async def _connect(self, thread: NativeThread) -> Connected:
-        async with thread.lanes.of(self._health.failures_in_a_row):
-            return await connect(
-                self._config.url,
-                self._credentials,
-                self._config.open_timeout_ns / NS_PER_S,
-                on_redirect=lambda url: self._logger.info("camera redirects", extra=self._health.fields(to=url)),
-            )
+        """A camera takes no more than a socket and its time-out, so a thousand dead ones keep no living one waiting."""
+        return await connect(
+            self._config.url,
+            self._credentials,
+            self._config.open_timeout_ns / NS_PER_S,
+            names=thread.names,
+            on_redirect=lambda url: self._logger.info("camera redirects", extra=self._health.fields(to=url)),
+        )
 
     async def _record(self, thread: NativeThread, connected: Connected) -> Failure:
         """Hand the connection over, keep it alive, and close it whatever happens."""

@@ -23,22 +23,35 @@ REDIRECTS_MAX = 5
 ADDRESSES_MAX = 8
 _RECEIVE_BYTES = 65_536
 
-# Connections that are being made at once. Cameras that failed time and again have places of their own, so that a
-# thousand dead ones, each waiting for its time-out, keep no place from one that comes back.
-FRESH_MAX, PATIENT_MAX = 256, 128
-PATIENT_FROM = 3  # failures in a row
+# A name that was looked up before is looked up again for so long; then what it stood for then is tried.
+LOOK_UP_S = 2.0
 
 
-class Lanes:
-    """Who may connect now."""
+class Names:
+    """What cameras' names stood for the last time: a name server that is away does not keep known cameras away.
+
+    As many as there are cameras.
+    """
 
     def __init__(self) -> None:
-        self._fresh = asyncio.Semaphore(FRESH_MAX)
-        self._patient = asyncio.Semaphore(PATIENT_MAX)
+        self._known: dict[tuple[str, int], list[tuple[Any, ...]]] = {}
 
-    def of(self, failures: int) -> asyncio.Semaphore:
-        """The places for a camera that has failed so many times in a row."""
-        return self._patient if failures >= PATIENT_FROM else self._fresh
+    async def look_up(self, host: str, port: int) -> list[tuple[Any, ...]]:
+        """As getaddrinfo. Raises Failure. An address is not looked up, so that it waits for no other camera's name."""
+        try:
+            return list(socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST))
+        except (OSError, UnicodeError):
+            known = self._known.get((host, port))
+        try:
+            async with asyncio.timeout(LOOK_UP_S if known else None):
+                found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        except (OSError, UnicodeError) as error:  # TimeoutError is an OSError
+            if known:
+                return known
+            reason = getattr(error, "strerror", None) or "not a name"
+            raise Failure("unreachable", f"the host cannot be found ({reason})") from None
+        self._known[host, port] = list(found)
+        return self._known[host, port]
 
 
 @dataclass(frozen=True)
@@ -74,6 +87,7 @@ async def connect(
     timeout_s: float,
     *,
     describe_only: bool = False,
+    names: Names | None = None,
     on_redirect: Callable[[str], None] = lambda url: None,
     on_client: Callable[[Client], None] = lambda client: None,
 ) -> Connected:
@@ -83,7 +97,7 @@ async def connect(
     is given each connection's client before it asks anything.
     """
     home = urlsplit(url).hostname
-    progress = _Progress(on_client)
+    progress = _Progress(on_client, names or Names())
     try:
         async with asyncio.timeout(timeout_s):
             for _ in range(REDIRECTS_MAX + 1):
@@ -108,9 +122,10 @@ async def connect(
 
 @dataclass
 class _Progress:
-    """What is waited for, should it never come."""
+    """One camera's way there: what is waited for, should it never come."""
 
     on_client: Callable[[Client], None]
+    names: Names
     client: Client | None = None
 
     @property
@@ -123,7 +138,7 @@ class _Progress:
 async def _connect(url: str, credentials: Credentials, progress: _Progress, describe_only: bool) -> Connected:
     parts = urlsplit(url)
     progress.client = None
-    connection = await _open(parts.hostname or "", parts.port or PORT)
+    connection = await _open(parts.hostname or "", parts.port or PORT, progress.names)
     try:
         authenticator = Authenticator(credentials.username, credentials.password)
         client = progress.client = Client(url, authenticator, describe_only=describe_only)
@@ -149,11 +164,11 @@ async def _converse(connection: socket.socket, client: Client) -> None:
         raise of_system(error.errno, error.strerror) from None
 
 
-async def _open(host: str, port: int) -> socket.socket:
+async def _open(host: str, port: int, names: Names) -> socket.socket:
     """A TCP connection to the first address that takes it. Raises Failure, the last address's."""
     loop = asyncio.get_running_loop()
     failure = Failure("unreachable", "the host cannot be found")
-    for family, kind, protocol, _, address in (await _addresses(host, port))[:ADDRESSES_MAX]:
+    for family, kind, protocol, _, address in (await names.look_up(host, port))[:ADDRESSES_MAX]:
         try:
             connection = socket.socket(family, kind | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC, protocol)
         except OSError as error:
@@ -169,16 +184,3 @@ async def _open(host: str, port: int) -> socket.socket:
             connection.close()
             raise
     raise failure
-
-
-async def _addresses(host: str, port: int) -> list[tuple[Any, ...]]:
-    """What a name stands for. An address is not looked up, so that it waits for no other camera's name."""
-    try:
-        return list(socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST))
-    except (OSError, UnicodeError):
-        pass
-    try:
-        return list(await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM))
-    except (OSError, UnicodeError) as error:
-        reason = getattr(error, "strerror", None) or "not a name"
-        raise Failure("unreachable", f"the host cannot be found ({reason})") from None

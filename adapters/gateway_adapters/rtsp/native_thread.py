@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from gateway_native import camera_thread as native
 
-from gateway_adapters.rtsp.native_session import Connected, Lanes
+from gateway_adapters.rtsp.native_session import Connected, Names
 
 if TYPE_CHECKING:
     from gateway.ingest.engine import Engine
@@ -20,6 +20,8 @@ RING = "(cameras)"
 # Events handled before others have their turn.
 EVENTS_AT_ONCE = 256
 
+# kind, handle, number, data
+Event = tuple[int, int, int, bytes]
 Handler = Callable[[int, int, bytes], None]
 
 
@@ -28,11 +30,11 @@ class NativeThread:
 
     def __init__(self, engine: Engine) -> None:
         self.ring = engine.ring(RING)
-        self.lanes = Lanes()
+        self.names = Names()
         self._native = native.CameraThread(self.ring)
         self._users = 0
         self._handlers: dict[int, Handler] = {}
-        self._events: deque[native.Event] = deque()
+        self._events: deque[Event] = deque()
         self._loop = asyncio.get_running_loop()
         self._thread = threading.Thread(target=self._native.run, name="gateway-cameras", daemon=True)
 
@@ -103,7 +105,7 @@ class NativeThread:
         if self._events:
             self._loop.call_soon(self._handle)
 
-    def _dispatch(self, events: Iterable[native.Event]) -> None:
+    def _dispatch(self, events: Iterable[Event]) -> None:
         for kind, handle, number, data in events:
             handler = self._handlers.get(handle)
             if kind == native.CLOSED:
