@@ -348,13 +348,15 @@ cdef class CameraThread:
 
     cdef object place(self, int fd, Camera camera, Connection* c, Message* message):
         """Give it a handle, and to the thread."""
+        cdef uint32_t before
         c.fd = fd
         c.camera, c.thread = &camera.state, &self.state
         c.rtp.pool, c.rtp.counters, c.rtp.context = &self.state.pool, &camera.state.rtp, c
         c.rtp.unit_sink, c.rtp.text_sink = record_unit, tell_text
         c.rtp.unit_bytes_max = min(camera.state.record_bytes_max, <uint64_t>UNIT_MAX)
         c.index = self.free_places.pop()
-        c.generation = self.generations.get(c.index, 0) % GENERATION_MAX + 1
+        before = self.generations.get(c.index, 0)
+        c.generation = before + 1 if before < GENERATION_MAX else 1
         self.generations[c.index] = c.generation
         found = <uint64_t>c.generation << 32 | c.index
         self.cameras[found] = camera
