@@ -6,9 +6,14 @@
 #   make lint       ruff, mypy --strict, and the stubs of the extension modules
 #   make bench      measurements beside the peers that are found
 #   make sanitize   native unit tests under address, undefined-behaviour and thread sanitizers
+<<<<<<< HEAD
 #   make fuzz       the MQTT parser under atheris                                             SECONDS=20
 #   make torture    the simulated crashes (or for so many SECONDS), the real ones, and hundreds
 #                   of cameras, each byte compared                                            SEEDS=20000 ROUNDS=300
+=======
+#   make fuzz       the MQTT parser and cameras' connections under atheris                    SECONDS=20
+#   make torture    the simulated crashes (or for so many SECONDS), and the real ones           SEEDS=20000 ROUNDS=300
+>>>>>>> cam-native
 #   make dist       sdist and wheel in dist/
 #   make clean      removes what was built; make distclean removes .venv too
 
@@ -117,8 +122,10 @@ fuzz: $(VENV)/.stamp-fuzz
 	$(CC) -O2 -fPIC -shared -o build/fuzz/coverage.so tests/fuzz/coverage.c
 	GATEWAY_CFLAGS="-fsanitize-coverage=trace-pc -g -O1" \
 	    $(BIN)/python setup.py --quiet build --build-base build/fuzz --build-lib build/fuzz/lib
-	GATEWAY_COVERAGE=$(CURDIR)/build/fuzz/coverage.so PYTHONPATH=build/fuzz/lib:. \
-	    $(BIN)/python -m tests.fuzz.fuzz_mqtt -max_total_time=$(SECONDS)
+	for target in mqtt rtp; do \
+	    GATEWAY_COVERAGE=$(CURDIR)/build/fuzz/coverage.so PYTHONPATH=build/fuzz/lib:. \
+	        $(BIN)/python -m tests.fuzz.fuzz_$$target -max_total_time=$(SECONDS) || exit 1; \
+	done
 
 # --- sanitizers ------------------------------------------------------------------------------------------------------
 # The extensions are built a second time into a tree of their own, and the interpreter starts with the sanitizer's run-time

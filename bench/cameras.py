@@ -7,7 +7,10 @@ proportional share (PSS) at its end; of Gateway's the mapped tails of the logs a
 cache, which a recorder that writes fills too but does not map.
 
 Latency is from the moment an access unit's last packet was given to the kernel to the moment a reader may see its
-record, looked for every millisecond.
+record, looked for every millisecond. Beside it stands what the disk takes for the same bytes by itself: all cameras'
+pictures of a frame interval appended to one file, and fdatasync.
+
+The data directory is treated as one on a file system of its own (`[disk] syncfs = "always"`), as recorders have.
 """
 
 from __future__ import annotations
@@ -26,7 +29,7 @@ from typing import NamedTuple
 
 from gateway_native import watermark
 
-from bench.common import Result, Skipped, duration_s, median, scratch
+from bench.common import QUICK_VARIABLE, Result, Skipped, duration_s, median, scratch
 from bench.publishing import open_files_max
 from tests.support.camera_farm import CameraFarm
 from tests.support.gateway_process import GatewayProcess
@@ -43,6 +46,12 @@ READY_TIMEOUT_S = 60.0
 SWEEP_S = 0.001
 # More than the gateway may lag behind when it is asked; beyond that, the cameras or it did not keep up.
 LEAST_SHARE = 0.97
+
+
+DISK = """
+[disk]
+syncfs = "always"
+"""
 
 
 class Cost(NamedTuple):
@@ -127,7 +136,7 @@ def gateway_round(directory: Path, count: int, engine: str, *, latency: bool = F
         cameras = "\n".join(
             f'[cameras.{name}]\nurl = "{url}"\nengine = "{engine}"\n' for name, url in farm.urls.items()
         )
-        gateway = stack.enter_context(GatewayProcess(directory / "gateway", extra_toml=cameras))
+        gateway = stack.enter_context(GatewayProcess(directory / "gateway", extra_toml=DISK + cameras))
         gateway.start()
         assert gateway.process is not None
         pid, names = gateway.process.pid, list(farm.urls)
@@ -164,6 +173,20 @@ def latencies_ms(marks: Marks, farm: CameraFarm) -> list[float]:
         for (first, _), (end, ns) in itertools.pairwise(seen):
             found += [(ns - line.sent_ns) / 1e6 for line in sent[first:end]]
     return sorted(found)
+
+
+def disk_alone_ms(directory: Path, count: int) -> tuple[float, float]:
+    """(median, 99th percentile) of appending a frame interval's bytes of so many cameras and fdatasync."""
+    block, found = os.urandom(count * BYTES_PER_S // FPS), []
+    end = time.monotonic() + SECONDS
+    with (directory / "alone").open("wb", buffering=0) as file:
+        while (began := time.monotonic()) < end:
+            file.write(block)
+            os.fdatasync(file.fileno())
+            found.append((time.monotonic() - began) * 1e3)
+            time.sleep(max(0.0, 1 / FPS - found[-1] / 1e3))
+    found.sort()
+    return found[len(found) // 2], found[len(found) * 99 // 100]
 
 
 def shares(used_ns: dict[int, int], main: int) -> str:
@@ -228,10 +251,11 @@ def run(rounds: int) -> Result:
     result = Result(
         ("what", "cameras", "CPU ms a camera-second", "own MiB a camera", "of mapped logs", "of what was due")
     )
-    quick = bool(os.environ.get("GATEWAY_BENCH_QUICK"))
+    quick = bool(os.environ.get(QUICK_VARIABLE))
     counts, peers = ((1, 10), (10,)) if quick else (COUNTS, PEER_COUNTS)
     compared = max(peers)
     found: dict[tuple[str, int], Cost] = {}
+    alone: list[tuple[float, float]] = []
     for count in counts:
         engines = ["native", *(["pyav", "ffmpeg"] if count in peers else [])]
         for what in engines:
@@ -243,12 +267,17 @@ def run(rounds: int) -> Result:
                     else:
                         latency = what == "native" and count == (max(counts) if quick else LATENCY_AT)
                         costs.append(gateway_round(directory, count, what, latency=latency))
+                        if latency:
+                            alone.append(disk_alone_ms(directory, count))
             cost = found[what, count] = middle(costs)
             result.rows.append(
                 (f"gateway, {what}" if what != "ffmpeg" else "ffmpeg -c copy", str(count), f"{cost.cpu_ms:.2f}",
                  f"{cost.own_mib:.2f}", f"{cost.mapped_mib:.2f}", f"{cost.share:.1%}")
             )  # fmt: skip
     tell(result, found, counts, compared)
+    result.facts["disk_alone_with_the_same_bytes_ms"] = (
+        f"median {median([one for one, _ in alone]):.1f}, p99 {max(p99 for _, p99 in alone):.1f}"
+    )
     return result
 
 

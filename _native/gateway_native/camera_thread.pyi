@@ -76,7 +76,8 @@ class Camera:
         late_packets, other_packets (of payload types, channels and SSRCs that are not the camera's, or no RTP at all),
         unsupported_packets (payload structures that are not read), damaged_units, lost_units (no room, oversized, or
         nothing left of them), oversized, refused (by a full disk), skipped_before_key, clock_jumps, ssrc_changes,
-        restarts (of sequence numbers), parameter_changes, goodbyes, reports (sender reports read).
+        restarts (of sequence numbers), parameter_changes, goodbyes, reports (sender reports read), wrong_markers (runs
+        in which a picture went on behind one).
 
         last_unit_ns and last_key_ns (receive time, 0: none); and of the last seconds: fps, bits_per_second, jitter_ns
         (RFC 3550 §6.4.1, taken once a time stamp).

@@ -14,6 +14,8 @@ What is decided here, and said to readers of the log in gateway/log/FORMAT.md:
 * An access unit ends with the marker bit, or where the time stamp changes. Markers of cameras are often wrong on what is no
   picture, so a unit without picture data (parameter sets, SEI, delimiters) never ends: it goes in front of the picture that
   follows, and takes its time stamp.
+* Some cameras mark every slice. Where a later slice of the same time stamp follows a marker, markers are not believed any
+  more in this run; that one picture is in two records, the second of them flagged.
 * A NAL unit with a hole is left out as a whole; a JPEG image ends at the hole. Never is anything joined across one.
 * A hole between two packets may belong to the unit before it (if it is still open), to the one behind it, or be whole units
   between them: both are flagged, the one behind counts the packets.
@@ -69,6 +71,7 @@ cdef struct RtpCounters:            # published; they outlive the connection
     uint64_t parameter_changes
     uint64_t goodbyes
     uint64_t reports
+    uint64_t wrong_markers
     uint64_t jitter_ns
 
 # The access unit that is being put together. H.264 and H.265: each NAL unit behind its size in four bytes, which make room
@@ -151,6 +154,8 @@ cdef struct RtpSession:
     uint64_t arrived_ns
     bint run_begins                 # with the next unit
     bint seen_key
+    bint ended_by_marker            # the last unit, whose time stamp is `timestamp`
+    bint markers_lie                # a picture went on behind one: from then on time stamps alone tell
     bint mapped                     # at `map_pts` the camera's clock showed `map_ns`
     bint map_pending                # likewise, at the time stamp `map_timestamp`, before the first unit
     int64_t map_pts

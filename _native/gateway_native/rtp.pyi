@@ -84,5 +84,9 @@ class Receiver:
         """A receiver report to send, interleaved (RFC 3550 §6.4.2, with a CNAME); b"" before the first packet."""
 
     @property
+    def memory_bytes(self) -> int:
+        """Of blocks in use: a frame that is not whole, an access unit that is open."""
+
+    @property
     def statistics(self) -> dict[str, int]:
         """As `camera_thread.Camera.statistics`, as far as it is of the connection."""

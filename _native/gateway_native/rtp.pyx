@@ -167,6 +167,7 @@ cdef dict counters_of(const RtpCounters* counters):
         "parameter_changes": gw_load_relaxed(&counters.parameter_changes),
         "goodbyes": gw_load_relaxed(&counters.goodbyes),
         "reports": gw_load_relaxed(&counters.reports),
+        "wrong_markers": gw_load_relaxed(&counters.wrong_markers),
         "jitter_ns": gw_load_relaxed(&counters.jitter_ns),
     }
 
@@ -255,6 +256,11 @@ cdef class Receiver:
         """A receiver report to send."""
         cdef uint8_t[REPORT_BYTES] to
         return PyBytes_FromStringAndSize(<const char*>to, session_report(&self.session, to, <uint64_t>now_ns))
+
+    @property
+    def memory_bytes(self) -> int:
+        """Of blocks in use."""
+        return self.pool.used_bytes
 
     @property
     def statistics(self) -> dict:

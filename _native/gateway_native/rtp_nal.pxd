@@ -70,6 +70,9 @@ cdef inline bint has_recovery_point(const uint8_t* sei, size_t size) noexcept no
 
 cdef inline void picture_begins(RtpSession* s, bint first_slice) noexcept nogil:
     if not s.unit.picture and not first_slice:
+        if s.ended_by_marker and s.timestamp == s.unit.timestamp and not s.unit.damaged:
+            s.markers_lie = True
+            bump(&s.counters.wrong_markers, 1)
         s.unit.damaged = True       # its head is not there, though no number was missing
     s.unit.picture = True
 

@@ -78,6 +78,7 @@ cdef inline void unit_place(RtpSession* s) noexcept nogil:
             s.run_begins = True
         s.pts = s.unit.timestamp
     s.timestamp = s.unit.timestamp
+    s.ended_by_marker = False
     s.arrived_ns = s.unit.arrived_ns
     s.placed = True
     if s.map_pending:
@@ -157,7 +158,7 @@ cdef inline void run_end(RtpSession* s) noexcept nogil:
     """What comes next has nothing to do with what came."""
     unit_break(s)
     s.started = s.placed = s.mapped = s.map_pending = s.seen_key = False
-    s.uncertain = s.jitter_known = False
+    s.uncertain = s.jitter_known = s.ended_by_marker = s.markers_lie = False
     s.report_mono_ns = s.report_middle = 0
     s.carried_packets += s.hole
     s.hole = 0
@@ -268,8 +269,9 @@ cdef inline void payload_take(RtpSession* s, const RtpPacket* p) noexcept nogil:
             payload_jpeg(s, p.payload, p.size)
         else:
             payload_h265(s, p.payload, p.size)
-    if p.marker and not u.fragment and (u.picture or u.fate != FATE_WHOLE):
+    if p.marker and not s.markers_lie and not u.fragment and (u.picture or u.fate != FATE_WHOLE):
         unit_end(s)
+        s.ended_by_marker = True
 
 
 cdef inline void stream_packet(RtpSession* s, const uint8_t* data, size_t size) noexcept nogil:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.fuzz.fuzz_mqtt import is_available
+from tests.fuzz.fuzzing import is_available
 from tests.fuzz.target import Target
 from tests.integration.peers import missing
 from tests.support.capture_mqtt import DATA

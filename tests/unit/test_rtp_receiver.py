@@ -192,6 +192,22 @@ def test_several_slices() -> None:
     ]
 
 
+def test_marker_on_every_slice() -> None:
+    """It is found out with the first picture of several slices; from then on time stamps tell."""
+    picture = [SLICE[:200], LATER_SLICE, LATER_SLICE]
+    each = receiver()
+    found = receive(each, [replace(packet, marker=True) for packet in h264([KEY, picture, picture, picture])])
+    assert [unit.value for unit in found] == [
+        nal.join(KEY),
+        nal.join(picture[:1]),
+        nal.join(picture[1:]),
+        nal.join(picture),
+        nal.join(picture),
+    ]
+    assert [unit.damaged for unit in found] == [False, False, True, False, True]
+    assert each.statistics["wrong_markers"] == 1
+
+
 def test_picture_without_its_first_slice() -> None:
     """Its head is missing, though no sequence number says so."""
     found = receive(receiver(), h264([KEY, [LATER_SLICE]]))

@@ -6,6 +6,7 @@ import itertools
 import struct
 from collections.abc import Iterator
 from dataclasses import fields
+from pathlib import Path
 from typing import NamedTuple
 
 import pytest
@@ -204,4 +205,7 @@ def test_what_is_no_fault_is_said(query: str, said: str) -> None:
 
 def test_every_fault_has_its_description() -> None:
     """`gateway simulate camera --faults` leaves none out."""
-    assert [name for name, what in table() if what] == [each.name for each in fields(Faults)]
+    names = [name for name, what in table() if what]
+    assert names == [each.name for each in fields(Faults)]
+    page = (Path(__file__).parents[2] / "docs" / "simulated-cameras.md").read_text(encoding="utf-8")
+    assert [name for name in names if f"`{name}=" not in page] == []
