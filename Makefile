@@ -6,14 +6,9 @@
 #   make lint       ruff, mypy --strict, and the stubs of the extension modules
 #   make bench      measurements beside the peers that are found
 #   make sanitize   native unit tests under address, undefined-behaviour and thread sanitizers
-<<<<<<< HEAD
-#   make fuzz       the MQTT parser under atheris                                             SECONDS=20
+#   make fuzz       the MQTT parser and cameras' connections under atheris                    SECONDS=20
 #   make torture    the simulated crashes (or for so many SECONDS), the real ones, and hundreds
 #                   of cameras, each byte compared                                            SEEDS=20000 ROUNDS=300
-=======
-#   make fuzz       the MQTT parser and cameras' connections under atheris                    SECONDS=20
-#   make torture    the simulated crashes (or for so many SECONDS), and the real ones           SEEDS=20000 ROUNDS=300
->>>>>>> cam-native
 #   make dist       sdist and wheel in dist/
 #   make clean      removes what was built; make distclean removes .venv too
 
