@@ -30,7 +30,7 @@ _password_option = click.option(
 
 @click.group("camera")
 def command() -> None:
-    """Look at cameras: those recorded, one at an address, those on the network."""
+    """Look at cameras: recorded ones, any address, the network."""
 
 
 @command_with_examples(

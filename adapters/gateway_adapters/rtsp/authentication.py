@@ -116,6 +116,8 @@ class Authenticator:
             raise Failure("unauthorized", _unanswerable(challenges))
         if self.username is None:
             raise Failure("unauthorized", "the camera wants a user name and password (401)")
+        if not self.username.isprintable():
+            raise Failure("unauthorized", "the configured user name has characters that cannot be sent")
         if answered and not (best.stale or self._is_of_another_kind(best)):
             raise Failure("unauthorized", "the camera refuses the user name or password (401)")
         if answered:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from gateway_native import camera_thread as native
@@ -101,17 +101,19 @@ class NativeThread:
             self._handle()
 
     def _handle(self) -> None:
-        self._dispatch(self._events.popleft() for _ in range(min(EVENTS_AT_ONCE, len(self._events))))
-        if self._events:
-            self._loop.call_soon(self._handle)
+        try:
+            for _ in range(min(EVENTS_AT_ONCE, len(self._events))):
+                self._dispatch(*self._events.popleft())
+        finally:  # a fault of ours in one camera's handler is reported by the loop, and keeps no other camera's events
+            if self._events:
+                self._loop.call_soon(self._handle)
 
-    def _dispatch(self, events: Iterable[Event]) -> None:
-        for kind, handle, number, data in events:
-            handler = self._handlers.get(handle)
-            if kind == native.CLOSED:
-                self._handlers.pop(handle, None)
-            if handler is not None:
-                handler(kind, number, data)
+    def _dispatch(self, kind: int, handle: int, number: int, data: bytes) -> None:
+        handler = self._handlers.get(handle)
+        if kind == native.CLOSED:
+            self._handlers.pop(handle, None)
+        if handler is not None:
+            handler(kind, number, data)
 
 
 _threads: dict[object, NativeThread] = {}
