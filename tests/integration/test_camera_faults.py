@@ -5,14 +5,13 @@ Every fault is the simulated camera's, asked for in its URL (gateway/simulate/fa
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
-
-import pytest
+from typing import Any, NamedTuple
 
 from gateway.simulate.camera import CameraServer, Clip, ListFeed, Sent
 from gateway.simulate.clips import make_clip
@@ -22,6 +21,7 @@ from tests.integration.sent_and_recorded import compare
 
 FPS = 250  # so that tests take little time
 UNITS = 150  # three turns of the loop
+GOING_ON = ("connecting", "recording", "lossy")
 
 
 @lru_cache(maxsize=8)
@@ -49,17 +49,48 @@ async def serving(cameras: dict[str, ListFeed], **options: Any) -> AsyncIterator
         await server.stop()
 
 
-async def recorded(
-    data: Path, query: str, *, codec: str = "h264", b_frames: int = 0, engine: str = "native", turns: int = 3
-) -> tuple[list[Sent], list[Any], dict[str, Any]]:
-    """Record a camera with this fault to its end: (what it sent, what is in its stream, the last statistics)."""
-    feed = ListFeed(clip(codec, b_frames), repeat=turns, at_end="close")
-    async with serving({"gate": feed}) as server:
-        camera = {"url": server.urls["gate"] + query, "reconnect_min": "30s", "engine": engine}
-        async with recording(data, {"gate": camera}) as gateway:
-            await until(lambda: gateway.statistics("gate")["state"] not in ("connecting", "recording", "lossy"))
-            statistics = gateway.statistics("gate")
-        return list(server.journal), list(gateway.stream("gate").read()), statistics
+class Case(NamedTuple):
+    """A camera and its faults."""
+
+    query: str
+    codec: str = "h264"
+    b_frames: int = 0
+
+
+class Outcome(NamedTuple):
+    """What a camera sent, what is in its stream, and its last statistics."""
+
+    sent: list[Sent]
+    records: list[Any]
+    statistics: dict[str, Any]
+
+
+async def recorded_all(data: Path, cases: dict[str, Case], *, turns: int = 3) -> dict[str, Outcome]:
+    """Record all these cameras at once, each to its end."""
+    feeds = {
+        name: ListFeed(clip(case.codec, case.b_frames), repeat=turns, at_end="close") for name, case in cases.items()
+    }
+    async with serving(feeds) as server:
+        cameras = {
+            name: {"url": server.urls[name] + case.query, "reconnect_min": "30s"} for name, case in cases.items()
+        }
+        async with recording(data, cameras) as gateway:
+            for name in cases:
+                await until(lambda name=name: gateway.statistics(name)["state"] not in GOING_ON)  # type: ignore[misc]
+            statistics = {name: gateway.statistics(name) for name in cases}
+        return {
+            name: Outcome(
+                [each for each in server.journal if each.path == name],
+                list(gateway.stream(name).read()),
+                statistics[name],
+            )
+            for name in cases
+        }
+
+
+async def recorded(data: Path, query: str, *, turns: int = 3) -> Outcome:
+    """The same for one camera."""
+    return (await recorded_all(data, {"gate": Case(query)}, turns=turns))["gate"]
 
 
 def pictures(records: Sequence[Any]) -> list[Any]:
@@ -77,75 +108,75 @@ def runs(records: Sequence[Any]) -> list[str]:
 
 MANNERS = {
     "plain": "",
-    "marker on SEI, delimiters": "?sei=1&aud=1",
-    "aggregated, small packets": "?aggregate=1&mtu=300",
-    "odd chunks": "?chunk=1001",
-    "tiny chunks": "?chunk=13&mtu=60000",
-    "an audio track": "?audio=1",
-    "requests of the server": "?text=7",
-    "parameter sets flap": "?switch=1",
-    "sequence and time wrap": "?seq=65500&rtp=4294950000",
-    "wrong frame rate": "?fps=1",
-    "no sprop, whole URLs": "?sprop=0&control=absolute",
-    "no Content-Base, late replies": "?control=query&delay=0.05",
+    "marker-on-sei-and-delimiters": "?sei=1&aud=1",
+    "aggregated-in-small-packets": "?aggregate=1&mtu=300",
+    "odd-chunks": "?chunk=1001",
+    "tiny-chunks": "?chunk=13&mtu=60000",
+    "audio-track": "?audio=1",
+    "requests-of-the-server": "?text=7",
+    "parameter-sets-flap": "?switch=1",
+    "sequence-and-time-wrap": "?seq=65500&rtp=4294950000",
+    "wrong-frame-rate": "?fps=1",
+    "no-sprop-and-whole-urls": "?sprop=0&control=absolute",
+    "no-content-base-and-late": "?control=query&delay=0.05",
     "redirected": "?redirect=2",
-    "no sender reports": "?report=0",
+    "no-sender-reports": "?report=0",
 }
 
 
-@pytest.mark.parametrize("manner", MANNERS)
-async def test_every_manner_of_sending_is_recorded_byte_for_byte(tmp_path: Path, manner: str) -> None:
+async def test_every_manner_of_sending_is_recorded_byte_for_byte(tmp_path: Path) -> None:
     """Nothing is missing, changed or flagged, in one run, whatever habits the camera has."""
-    sent, records, statistics = await recorded(tmp_path, MANNERS[manner])
-    assert len(sent) == UNITS
-    assert digests(records) == [each.digest for each in sent]
-    assert len(set(runs(records))) == 1
-    assert not any({"lost", "lost_packets", "damaged"} & headers(record).keys() for record in records)
-    assert (statistics["lost"], statistics["lost_packets"], statistics["damaged"]) == (0, 0, 0)
-    stamps = [int(headers(record)["pts"]) for record in pictures(records)]
-    assert [stamp - stamps[0] for stamp in stamps] == [each.ticks - sent[0].ticks for each in sent]
-    assert statistics["state"] == "closed"
+    found = await recorded_all(tmp_path, {name: Case(query) for name, query in MANNERS.items()})
+    for name, (sent, records, statistics) in found.items():
+        assert len(sent) == UNITS, name
+        assert digests(records) == [each.digest for each in sent], name
+        assert len(set(runs(records))) == 1, name
+        assert not any({"lost", "lost_packets", "damaged"} & headers(record).keys() for record in records), name
+        assert (statistics["lost"], statistics["lost_packets"], statistics["damaged"]) == (0, 0, 0), name
+        stamps = [int(headers(record)["pts"]) for record in pictures(records)]
+        assert [stamp - stamps[0] for stamp in stamps] == [each.ticks - sent[0].ticks for each in sent], name
+        assert statistics["state"] == "closed", name
+    assert found["parameter-sets-flap"].statistics["parameter_changes"] >= UNITS // 10 - 1
 
 
-@pytest.mark.parametrize(("codec", "b_frames"), [("h265", 0), ("h265", 2), ("jpeg", 0), ("h264", 2)])
-@pytest.mark.parametrize("query", ["", "?switch=1&chunk=999", "?loss=1&mtu=300"])
-async def test_every_codec_is_recorded_byte_for_byte(tmp_path: Path, codec: str, b_frames: int, query: str) -> None:
-    """What is not flagged is what was sent; the losses counted are those made."""
-    sent, records, _ = await recorded(tmp_path, query, codec=codec, b_frames=b_frames)
-    found = compare(sent, records)
-    assert found.changed == []
-    assert found.lost_packets == found.lost_made
-    if "loss" not in query:
-        assert (found.recorded, found.missing, found.flagged) == (UNITS, [], [])
-    else:
-        assert found.lost_made > 0
-        assert set(found.missing + found.flagged) >= {n for n, each in enumerate(sent[:-1]) if each.lost}
+CODECS = {"hevc": ("h265", 0), "hevc-b": ("h265", 2), "mjpeg": ("jpeg", 0), "avc-b": ("h264", 2)}
 
 
-@pytest.mark.parametrize("query", ["?loss=1&mtu=300", "?loss=5&burst=20&mtu=300", "?loss=5&mtu=300&sei=1&aggregate=1"])
-@pytest.mark.parametrize("seed", range(2))
-async def test_losses_counted_are_those_made(tmp_path: Path, query: str, seed: int) -> None:
-    """Every packet that is missing is counted, no damaged access unit is unflagged, and the state is lossy."""
-    sent, records, statistics = await recorded(tmp_path, f"{query}&seed={seed}")
-    found = compare(sent, records)
-    assert found.lost_made > 0
-    assert found.lost_packets == found.lost_made
-    assert found.changed == []
-    damaged = {n for n, each in enumerate(sent[: found.recorded]) if each.lost}
-    assert damaged <= set(found.missing) | set(found.flagged)
-    assert statistics["lost_packets"] >= found.lost_packets
-    assert any("packet-loss" in headers(record).get("gateway.gap", "") for record in records)
+async def test_every_codec_is_recorded_byte_for_byte(tmp_path: Path) -> None:
+    """Also with B-frames, with parameter sets that flap, and in odd chunks."""
+    queries = {"": "", "-switch": "?switch=1&chunk=999"}
+    cases = {name + kind: Case(query, *codec) for name, codec in CODECS.items() for kind, query in queries.items()}
+    for name, (sent, records, _) in (await recorded_all(tmp_path, cases)).items():
+        found = compare(sent, records)
+        assert (found.recorded, found.missing, found.changed, found.flagged) == (UNITS, [], [], []), name
 
 
-@pytest.mark.parametrize("jump_s", [-100, 100, -1e5, 1e5])
-async def test_a_clock_jump_begins_a_run(tmp_path: Path, jump_s: float) -> None:
+async def test_losses_counted_are_those_made(tmp_path: Path) -> None:
+    """Every packet that is missing is counted, no damaged access unit is unflagged, and a gap record says so."""
+    queries = ("?loss=1&mtu=300", "?loss=5&burst=20&mtu=300", "?loss=5&mtu=300&sei=1&aggregate=1")
+    cases = {f"h264-{n}-{seed}": Case(f"{query}&seed={seed}") for n, query in enumerate(queries) for seed in range(3)}
+    cases |= {name: Case("?loss=1&mtu=300", *codec) for name, codec in CODECS.items()}
+    for name, (sent, records, statistics) in (await recorded_all(tmp_path, cases)).items():
+        found = compare(sent, records)
+        assert found.lost_made > 0, name
+        assert found.lost_packets == found.lost_made, name
+        assert found.changed == [], name
+        last = max(set(range(UNITS)) - {n for n, each in enumerate(sent) if each.lost})
+        damaged = {n for n, each in enumerate(sent[:last]) if each.lost}
+        assert damaged <= set(found.missing) | set(found.flagged), name
+        assert statistics["lost_packets"] >= found.lost_packets, name
+        assert any("reason=packet-loss" in headers(record).get("gateway.gap", "") for record in records), name
+
+
+async def test_a_clock_jump_begins_a_run(tmp_path: Path) -> None:
     """Both ways: every access unit is there, the one after the jump begins a new run, and the jump is counted."""
-    sent, records, statistics = await recorded(tmp_path, f"?jump={jump_s}&jump_at=70")
-    assert digests(records) == [each.digest for each in sent]
-    found = runs(records)
-    assert [found[0]] * 70 + [found[-1]] * (UNITS - 70) == found
-    assert int(found[0]) < int(found[-1])
-    assert statistics["clock_jumps"] == 1
+    cases = {f"by{seconds:g}": Case(f"?jump={seconds}&jump_at=70") for seconds in (-100, 100, -1e5, 1e5)}
+    for name, (sent, records, statistics) in (await recorded_all(tmp_path, cases)).items():
+        assert digests(records) == [each.digest for each in sent], name
+        found = runs(records)
+        assert [found[0]] * 70 + [found[-1]] * (UNITS - 70) == found, name
+        assert int(found[0]) < int(found[-1]), name
+        assert statistics["clock_jumps"] == 1, name
 
 
 async def test_another_source_begins_a_run(tmp_path: Path) -> None:
@@ -170,34 +201,36 @@ async def test_the_cameras_wrong_clock_is_recorded_as_it_is(tmp_path: Path) -> N
         assert abs(int(each) - unit.wall_ns - 3_600 * 10**9) < 100_000
 
 
-@pytest.mark.parametrize(
-    ("query", "state"),
-    [("?close=60", "closed"), ("?bye=60", "closed"), ("?garbage=60", "unsupported")],
-)
-async def test_a_connection_that_ends_is_made_again(tmp_path: Path, query: str, state: str) -> None:
+async def test_a_connection_that_ends_is_made_again(tmp_path: Path) -> None:
     """The cause is the state meanwhile; all that came whole is kept, and the time without pictures is a gap record."""
-    async with serving({"gate": ListFeed(clip(), repeat=0)}) as server:
-        camera = {"url": server.urls["gate"] + query, "reconnect_min": "300ms"}
-        async with recording(tmp_path, {"gate": camera}) as gateway:
-            await until(lambda: gateway.statistics("gate")["state"] == state)
-            await until(lambda: gateway.statistics("gate")["access_units"] >= 100)
-        records = list(gateway.stream("gate").read())
-        sent = [each for each in server.journal if each.connection == server.journal[0].connection]
-    found = runs(records)
-    assert found.count(found[0]) == 60
-    assert digests(records)[:60] == [each.digest for each in sent][:60]
-    assert len(set(found)) >= 2
-    gaps = [headers(record)["gateway.gap"] for record in records if "gateway.gap" in headers(record)]
-    assert any("reason=camera-away" in gap for gap in gaps)
+    states = {"close": "closed", "bye": "closed", "garbage": "unsupported"}
+    async with serving({name: ListFeed(clip(), repeat=0) for name in states}) as server:
+        cameras = {name: {"url": f"{server.urls[name]}?{name}=60", "reconnect_min": "500ms"} for name in states}
+        async with recording(tmp_path, cameras) as gateway:
+            left = set(states)
+            async with asyncio.timeout(30):
+                while left:
+                    left -= {name for name in left if gateway.statistics(name)["state"] == states[name]}
+                    await asyncio.sleep(0.01)
+            await until(lambda: all(gateway.statistics(name)["access_units"] >= 100 for name in states))
+    for name in states:
+        records = list(gateway.stream(name).read())
+        sent = [each for each in server.journal if each.path == name]
+        found = runs(records)
+        assert found.count(found[0]) == 60, name
+        assert digests(records)[:60] == [each.digest for each in sent[:60]], name
+        assert len(set(found)) >= 2, name
+        gaps = [headers(record)["gateway.gap"] for record in records if "gateway.gap" in headers(record)]
+        assert any("reason=camera-away" in gap for gap in gaps), name
 
 
 async def test_packets_that_come_twice_or_swapped_change_nothing_silently(tmp_path: Path) -> None:
     """Doubled ones are left out; a swapped one is either put right or counted as lost and flagged."""
-    sent, records, _ = await recorded(tmp_path / "twice", "?duplicate=5&mtu=300")
-    found = compare(sent, records)
+    cases = {"twice": Case("?duplicate=5&mtu=300"), "swapped": Case("?reorder=2&mtu=300")}
+    outcomes = await recorded_all(tmp_path, cases)
+    found = compare(outcomes["twice"].sent, outcomes["twice"].records)
     assert (found.recorded, found.changed, found.flagged, found.lost_packets) == (UNITS, [], [], 0)
-    sent, records, _ = await recorded(tmp_path / "swapped", "?reorder=2&mtu=300")
-    assert compare(sent, records).changed == []
+    assert compare(outcomes["swapped"].sent, outcomes["swapped"].records).changed == []
 
 
 async def test_a_camera_that_falls_silent_is_noticed_while_others_lose_nothing(tmp_path: Path) -> None:
