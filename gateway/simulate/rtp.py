@@ -106,7 +106,7 @@ def depacketize(payloads: Sequence[bytes], codec: nal.Codec = nal.H264) -> list[
     nals: list[bytes] = []
     fragment: bytearray | None = None
     for payload in payloads:
-        kind = codec.type_of(payload)
+        kind = _payload_type(form, payload)
         if kind == form.fragment_type:
             header = payload[begin]
             if bool(header & _FU_START) == (fragment is not None):
@@ -117,15 +117,27 @@ def depacketize(payloads: Sequence[bytes], codec: nal.Codec = nal.H264) -> list[
             if header & _FU_END:
                 nals.append(bytes(fragment))
                 fragment = None
-        elif fragment is not None or kind > form.aggregate_type or (codec is nal.H264 and kind == 0):
-            raise ValueError(f"unexpected RTP payload of type {kind}")
-        elif kind == form.aggregate_type:
-            nals += _separate(payload[begin:])
+        elif fragment is not None:
+            raise ValueError("a fragment is missing")
         else:
-            nals.append(payload)
+            nals += _separate(payload[begin:]) if kind == form.aggregate_type else [payload]
     if fragment is not None:
         raise ValueError("the last fragment is missing")
     return nals
+
+
+def _payload_type(form: _Payloads, payload: bytes) -> int:
+    """Of a payload that has enough bytes for it; ValueError for others, and for types that are not known here."""
+    least = form.codec.header_bytes
+    if len(payload) < least:
+        raise ValueError("a payload is cut short")
+    kind = form.codec.type_of(payload)
+    if kind in (form.fragment_type, form.aggregate_type):
+        if len(payload) < least + 2:
+            raise ValueError("a payload is cut short")
+    elif kind > form.aggregate_type or (form.codec is nal.H264 and kind == 0):
+        raise ValueError(f"unexpected RTP payload of type {kind}")
+    return kind
 
 
 def _separate(data: bytes) -> list[bytes]:

@@ -24,7 +24,7 @@ LIBAV_NAMES = {"h264": "h264", "h265": "hevc", "jpeg": "mjpeg"}
 
 @lru_cache(maxsize=8)
 def clip(codec: str, **options: Any) -> Clip:
-    return make_clip("cam", width=320, height=240, fps=50, seconds=0.4, gop_s=0.2, codec=codec, **options)
+    return make_clip("cam", width=320, height=240, fps=100, seconds=0.2, gop_s=0.1, codec=codec, **options)
 
 
 @asynccontextmanager

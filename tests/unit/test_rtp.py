@@ -78,3 +78,12 @@ def test_a_block_of_packets_can_be_sent_by_many() -> None:
     assert struct.unpack(">BBHII3s", b[23:38]) == (0x80, 0xE0, 0, 8, 2, b"two")
     assert struct.unpack(">BBHII3s", again[4:19]) == (0x80, 0xE0, 2, 9, 1, b"one")
     assert (first.packets, first.payload_bytes) == (4, 12)
+
+
+@pytest.mark.parametrize("payload", [b"\x1c", b"\x1c\x85", b"\x18", b"\x18\x00\x05a"])
+def test_a_payload_that_is_cut_short_is_refused(payload: bytes) -> None:
+    """Also where nothing follows its type."""
+    with pytest.raises(ValueError):
+        depacketize([payload])
+    with pytest.raises(ValueError):
+        depacketize([bytes([{0x1C: 0x62, 0x18: 0x60}[payload[0]]]) + payload[1:]], nal.H265)
