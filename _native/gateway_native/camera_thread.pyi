@@ -124,7 +124,7 @@ class CameraThread:
 
     def remove(self, handle: int, last: bytes = b"") -> None:
         """Say this (TEARDOWN) as far as the socket takes it, and close. CLOSED follows; then all that will ever come is
-        in the ring. Nothing happens if the connection is gone."""
+        in the ring: what the thread had not read yet is not taken. Nothing happens if the connection is gone."""
 
     @property
     def event_fd(self) -> int:

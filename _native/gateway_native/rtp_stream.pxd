@@ -124,11 +124,11 @@ cdef inline void unit_end(RtpSession* s) noexcept nogil:
             bump(&s.counters.parameter_changes, 1)
     if u.fate == FATE_WHOLE and not u.picture:
         unit_lose(s)
-    elif not (u.key or s.seen_key):
+    elif u.fate == FATE_WHOLE and not (u.key or s.seen_key):
         bump(&s.counters.skipped_before_key, 1)
         s.carried_packets += u.lost_packets
     else:
-        s.seen_key = True
+        s.seen_key |= u.fate == FATE_WHOLE     # whoever has no memory or limit for its key frames has to hear of it
         unit_deliver(s)
     unit_reset(s)
 

@@ -167,6 +167,10 @@ def _check_broker_url(url: str) -> str:
 
 
 def _check_camera_url(url: str) -> str:
+    if url.startswith("file:"):
+        if not url.startswith("file:///") or "\0" in url:
+            raise ValueError("a file has an absolute path, as in 'file:///srv/clips/gate.mp4'")
+        return url
     return _check_url(url, ("rtsp", "rtsps", "http", "https"), "rtsp://10.0.0.11/main", path_allowed=True)
 
 

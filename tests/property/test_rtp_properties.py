@@ -135,6 +135,29 @@ def test_h265_units_are_what_was_sent(bodies: list[bytes], size: int, cuts: list
     assert not any(unit.damaged for unit in found)
 
 
+SETS = {
+    "h264": st.builds(lambda kind, body: bytes([kind]) + body, st.sampled_from([0x67, 0x68]), st.binary(max_size=30)),
+    "h265": st.builds(
+        lambda kind, body: bytes([kind, 1]) + body, st.sampled_from([0x40, 0x42, 0x44]), st.binary(max_size=100)
+    ),
+}
+
+
+@settings(max_examples=300)
+@given(st.sampled_from(["h264", "h265"]), st.data())
+def test_parameter_sets_are_known_by_type_and_id(codec: str, data: st.DataObject) -> None:
+    """Whatever is in them: those that a key frame is completed with are the ones that `nal.ParameterSets` knows."""
+    known = data.draw(st.lists(SETS[codec], max_size=12))
+    key = {"h264": b"\x65\x88key", "h265": b"\x26\x01\xafkey"}[codec]
+    nals = [*data.draw(st.lists(SETS[codec], max_size=2)), key]
+    sets = nal.ParameterSets(nal.CODECS[codec])
+    sets.update(known)
+    sets.update(nals)
+    receiver = Receiver(codec, payload_type=PAYLOAD_TYPE, parameter_sets=known)
+    found = feed(receiver, b"".join(each.frame() for each in packets([nals])))
+    assert [unit.value for unit in found] == [nal.join(sets.complete(nals))]
+
+
 @settings(max_examples=200)
 @given(
     st.sampled_from(sorted(streams())),

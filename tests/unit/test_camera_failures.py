@@ -50,6 +50,8 @@ def test_scrubbed_text_names_no_secret(text: str) -> None:
         (av.error.TimeoutError(errno.ETIMEDOUT, "x"), "timeout"),
         (OSError(errno.EHOSTUNREACH, "x"), "unreachable"),
         (av.error.InvalidDataError(1, "x"), "unsupported"),
+        (av.error.FileNotFoundError(errno.ENOENT, "x"), "not_found"),
+        (av.error.PermissionError(errno.EACCES, "x"), "unauthorized"),
         (av.error.UnknownError(1, "x"), "failed"),
     ],
     ids=lambda value: value if isinstance(value, str) else type(value).__name__,

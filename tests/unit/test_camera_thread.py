@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import gc
 import itertools
 import os
-import resource
 import socket
 import struct
 import time
@@ -381,6 +381,7 @@ def test_connections_leave_nothing_behind(tmp_path) -> None:
     """Descriptors and memory are given back, whenever a connection ends."""
     with cameras(tmp_path) as (it, _):
         camera = it.camera()
+        gc.collect()  # what other tests left
         before = len(os.listdir("/proc/self/fd"))
         for number in range(20):
             theirs, handle = it.connect(camera, parameter_sets=[SPS, PPS])
@@ -389,7 +390,6 @@ def test_connections_leave_nothing_behind(tmp_path) -> None:
             it.wait_for(native.CLOSED, handle)
         assert it.native.counters["memory_bytes"] == 0
         assert len(os.listdir("/proc/self/fd")) == before
-        assert resource.getrlimit(resource.RLIMIT_NOFILE)[0] > before
 
 
 def test_objects_that_never_ran(tmp_path) -> None:

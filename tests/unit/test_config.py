@@ -234,6 +234,7 @@ CAMERA = 'data = "d"\n[cameras.c]\nurl = "rtsp://h/x"\n'
             "gateway.toml:4: cameras.c.engine: 'native' speaks rtsp:// over TCP only",
         ),
         (CAMERA.replace("rtsp:", "rtsps:") + 'engine = "native"\n', "'native' speaks rtsp:// over TCP only"),
+        (CAMERA.replace("rtsp://h/x", "file://clip.mp4"), "gateway.toml:3: cameras.c.url: a file has an absolute path"),
         (CAMERA.replace("rtsp:", "ftp:"), "gateway.toml:3: cameras.c.url: the URL must start with rtsp://"),
         (CAMERA.replace("rtsp://h/x", "rtsp:///x"), "the URL must name a host"),
         (
@@ -262,6 +263,7 @@ def test_a_mistake_in_a_subscriber_or_camera_is_named(write: Any, text: str, exp
         ('url = "rtsp://h/x"\ntransport = "udp"', "pyav"),
         ('url = "rtsps://h/x"', "pyav"),
         ('url = "http://h/video.mjpg"', "pyav"),
+        ('url = "file:///srv/clip.mp4"', "pyav"),
     ],
 )
 def test_a_cameras_engine_is_the_one_that_can(write: Any, settings: str, engine: str) -> None:

@@ -318,6 +318,14 @@ def test_oversized_unit() -> None:
     ]
 
 
+def test_oversized_key_frame_at_the_beginning() -> None:
+    """A camera whose key frames are all too large is not only skipped over: what is lost is said."""
+    each = receiver(unit_bytes_max=3_000)
+    found = receive(each, h264([KEY, OTHER, [SPS, PPS, IDR[:100]]]))
+    assert [(unit.value, unit.lost) for unit in found] == [(nal.join([SPS, PPS, IDR[:100]]), 1)]
+    assert each.statistics["skipped_before_key"] == 1
+
+
 # -- time -------------------------------------------------------------------------------------------------------------
 
 
@@ -441,6 +449,33 @@ def test_flapping_parameter_sets() -> None:
     assert [nal.split(unit.value) for unit in found] == units
     assert sum(unit.run_begins for unit in found) == 1
     assert each.statistics["parameter_changes"] == 3
+
+
+def exp_golomb(number: int) -> str:
+    """ue(v) of H.264 9.1, as bits."""
+    digits = f"{number + 1:b}"
+    return "0" * (len(digits) - 1) + digits
+
+
+def picture_set(number: int, size: int) -> bytes:
+    """A picture parameter set of that id."""
+    bits = exp_golomb(number) + "1"
+    bits += "1" * (-len(bits) % 8)
+    return b"\x68" + int(bits, 2).to_bytes(len(bits) // 8, "big") + b"x" * size
+
+
+@pytest.mark.parametrize(
+    ("size", "kept"), [(20, 304 - 1), (10_000, 2**18 // 10_000 - 1), (16_384, 0)], ids=["many", "long", "too long"]
+)
+def test_parameter_sets_without_end(size: int, kept: int) -> None:
+    """A camera may send any number of them: so many are remembered, and the newest."""
+    each = receiver(parameter_sets=[SPS, *(picture_set(number, size) for number in range(400))])
+    found = receive(each, h264([[SPS, IDR], [SPS, IDR]]))
+    numbers = [each for each in nal.split(found[0].value) if each[0] == 0x68]
+    assert len(numbers) == pytest.approx(kept, abs=1)
+    sent = [picture_set(number, size) for number in range(400)]
+    assert numbers == sent[len(sent) - len(numbers) :]
+    assert found[0].damaged == (kept == 0)
 
 
 # -- RTSP text and faults ---------------------------------------------------------------------------------------------

@@ -18,6 +18,8 @@ def classify(error: Exception, *, opening: bool, timeout_s: float, elapsed_s: fl
         doing = "no answer" if opening else "no picture"
         return Failure("timeout", f"{doing} within {timeout_s:g} s")
     number = error.errno if isinstance(error, OSError) else None
+    if number == errno.EIO and not opening:
+        return Failure("closed", "the camera broke the connection")
     for kind, state, cause in _BY_TYPE:
         if isinstance(error, kind):
             return Failure(state, cause)
@@ -33,6 +35,8 @@ _BY_TYPE: tuple[tuple[type[Exception], str, str], ...] = (
     (av.error.HTTPNotFoundError, "not_found", "the camera has no stream at this path (404)"),
     (av.error.HTTPClientError, "unsupported", "the camera refuses the request (RTSP status 4xx)"),
     (av.error.HTTPServerError, "failed", "the camera fails to serve the stream (RTSP status 5xx)"),
+    (FileNotFoundError, "not_found", "there is no such file"),
+    (PermissionError, "unauthorized", "the gateway may not read this file"),
     (ConnectionRefusedError, "refused", "nothing listens at this address (connection refused)"),
     (ConnectionError, "closed", "the camera broke the connection"),
     (av.error.InvalidDataError, "unsupported", "the answer is no RTSP, or no stream that libav understands"),

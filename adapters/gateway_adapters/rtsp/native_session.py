@@ -25,13 +25,12 @@ _RECEIVE_BYTES = 65_536
 
 # A name that was looked up before is looked up again for so long; then what it stood for then is tried.
 LOOK_UP_S = 2.0
+# Names that are remembered; redirects could lead to any number.
+NAMES_MAX = 10_000
 
 
 class Names:
-    """What cameras' names stood for the last time: a name server that is away does not keep known cameras away.
-
-    As many as there are cameras.
-    """
+    """What cameras' names stood for the last time: a name server that is away does not keep known cameras away."""
 
     def __init__(self) -> None:
         self._known: dict[tuple[str, int], list[tuple[Any, ...]]] = {}
@@ -50,8 +49,11 @@ class Names:
                 return known
             reason = getattr(error, "strerror", None) or "not a name"
             raise Failure("unreachable", f"the host cannot be found ({reason})") from None
+        self._known.pop((host, port), None)
         self._known[host, port] = list(found)
-        return self._known[host, port]
+        if len(self._known) > NAMES_MAX:
+            del self._known[next(iter(self._known))]  # the one that was looked up longest ago
+        return list(found)
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,6 @@
-"""One RTSP connection through PyAV (libav). Everything here blocks: it runs in the camera's own thread.
+"""One connection to a camera, or one pass through a file, with PyAV (libav).
+
+Everything here blocks: it runs in the camera's own thread.
 
 What libav cannot do is stated where it matters: it hides packet loss, gives no way to interrupt a read (so every read
 has a time-out), and gives back what it holds when a connection breaks, so the last access unit of a run that ended so
@@ -14,6 +16,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import av
+import av.bitstream
 import av.error
 import av.logging
 
@@ -27,6 +30,7 @@ av.logging.set_libav_level(av.logging.PANIC)
 
 # Open as soon as the SDP is known instead of watching the stream for seconds first.
 _LOW_PROBE = {"analyzeduration": "0", "probesize": "32"}
+_TO_ANNEX_B = {"h264": "h264_mp4toannexb", "h265": "hevc_mp4toannexb"}
 # AVProducerReferenceTime: wall clock in µs, flags.
 _PRFT = struct.Struct("=qi")
 
@@ -42,7 +46,7 @@ class PyavSession:
         self, url: str, *, transport: str, open_timeout_s: float, read_timeout_s: float, video_only: bool
     ) -> None:
         """Connect. Raises Failure."""
-        options = {"rtsp_transport": transport, **_LOW_PROBE}
+        options = {} if url.startswith("file:") else {"rtsp_transport": transport, **_LOW_PROBE}
         if video_only:
             options["allowed_media_types"] = "video"
         self._read_timeout_s = read_timeout_s
@@ -54,6 +58,9 @@ class PyavSession:
             # `from None`: libav's own texts contain the URL with the password.
             elapsed_s = time.monotonic() - began
             raise classify(error, opening=True, timeout_s=open_timeout_s, elapsed_s=elapsed_s) from None
+        self._paced = url.startswith("file:")
+        # A stream of images over HTTP has no stamps; libav makes up some, as if there were 25 a second.
+        self._stamped = self._container.format.name != "mpjpeg"
         try:
             self._choose_track()
         except Failure:
@@ -72,18 +79,22 @@ class PyavSession:
             raise Failure("unsupported", f"its codec {name} cannot be recorded (H.264, H.265 and MJPEG can)")
         self.codec = CODEC_NAMES[name]
         self.extradata = bytes(context.extradata or b"")
+        self._to_annex_b: Any = None
+        if self.extradata[:1] == b"\x01" and self.codec in _TO_ANNEX_B:  # MP4's form: lengths instead of start codes
+            self._to_annex_b = av.bitstream.BitStreamFilterContext(_TO_ANNEX_B[self.codec], self._stream)
+            self.extradata = b""  # the filter puts the parameter sets in front of key frames
         self.size = (int(context.width), int(context.height))
 
     def packets(self) -> Iterator[Packet]:
         """Packets until the camera closes (the iteration ends) or fails (raises Failure)."""
         try:
-            for packet in self._container.demux(self._stream):
+            for packet in self._demuxed():
                 returned_ns = time.time_ns()
                 if packet.size:
                     yield Packet(
                         data=bytes(packet),
                         key=packet.is_keyframe,
-                        pts=packet.pts,
+                        pts=packet.pts if self._stamped else None,
                         time_base=packet.time_base,
                         camera_ns=_camera_ns(packet),
                         sender_report=packet.has_sidedata("rtcp_sr"),
@@ -91,6 +102,19 @@ class PyavSession:
                     )
         except (av.error.FFmpegError, OSError) as error:
             raise classify(error, opening=False, timeout_s=self._read_timeout_s) from None
+
+    def _demuxed(self) -> Iterator[Any]:
+        """libav's packets; a file's not before their time."""
+        began, first_s = time.monotonic(), None
+        for packet in self._container.demux(self._stream):
+            if self._paced and packet.dts is not None:
+                at_s = float(packet.dts * packet.time_base)
+                first_s = at_s if first_s is None else first_s
+                time.sleep(max(0.0, began + at_s - first_s - time.monotonic()))
+            if self._to_annex_b is None or not packet.size:
+                yield packet
+            else:
+                yield from self._to_annex_b.filter(packet)
 
     def close(self) -> None:
         """TEARDOWN and close; the peer may be gone already."""
