@@ -7,7 +7,8 @@
 #   make bench      measurements beside the peers that are found
 #   make sanitize   native unit tests under address, undefined-behaviour and thread sanitizers
 #   make fuzz       the MQTT parser and cameras' connections under atheris                    SECONDS=20
-#   make torture    the simulated crashes (or for so many SECONDS), and the real ones           SEEDS=20000 ROUNDS=300
+#   make torture    the simulated crashes (or for so many SECONDS), the real ones, and hundreds
+#                   of cameras, each byte compared                                            SEEDS=20000 ROUNDS=300
 #   make dist       sdist and wheel in dist/
 #   make clean      removes what was built; make distclean removes .venv too
 
@@ -104,6 +105,8 @@ torture: $(VENV)/.stamp-test
 	$(BIN)/python -m tests.simulation \
 	    $(if $(findstring file,$(origin SECONDS)),--seeds $(FIRST):$(SEEDS),--seeds $(FIRST): --seconds $(SECONDS))
 	GATEWAY_CRASH_ROUNDS=$(ROUNDS) $(BIN)/python -m pytest tests/crash --timeout 3600
+	GATEWAY_CAMERAS=100 GATEWAY_CAMERA_SECONDS=60 GATEWAY_CAMERA_SIZE=1920x1080 GATEWAY_CAMERAS_RESTARTED=500 \
+	    $(BIN)/python -m pytest tests/integration/test_camera_farm.py --timeout 3600
 
 # --- fuzzing ---------------------------------------------------------------------------------------------------------
 # The extensions are built a second time, so that the fuzzer sees which of their branches an input reaches. GCC does that with

@@ -25,6 +25,7 @@ MODULES = {
     "key_index": "one key of 100,000 in a segment of 1 GiB, beside walking it",
     "camera_seek": "a picture out of a day of footage: at() beside PyAV decoding the same access units",
     "columns": "records/s into Arrow, Polars and DuckDB, beside Parquet and a consumer of Kafka's broker; memory",
+    "cameras": "CPU and memory of 1 to 200 cameras of 1080p25, beside ffmpeg and PyAV, and the latency to the disk",
     "log_startup": "time until a gateway with 100,000 segments accepts, and after kill -9",
 }
 

@@ -12,12 +12,16 @@ import sys
 import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Any, Literal
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
 from gateway.commands.common import command_with_examples, say
 from gateway.errors import UsageError
+
+if TYPE_CHECKING:
+    from gateway.simulate.camera import CameraServer
 
 _json_option = click.option(
     "--json", "as_json", is_flag=True, help="Say on stdout, as one JSON object a line, when ready and what was done."
@@ -37,60 +41,130 @@ def command() -> None:
     """
     gateway simulate camera
     gateway simulate camera --name gate-1 --name gate-2 --size 1280x720 --fps 25
-    GATEWAY_CAMERA_PASSWORD=secret gateway simulate camera --username viewer
+    gateway simulate camera --loop 2 --count 200 --size 1920x1080 --fps 25 --bit-rate 4000000
+    GATEWAY_CAMERA_PASSWORD=secret gateway simulate camera --username viewer --authentication sha-256
+    gateway simulate camera --faults
     """,
 )
-@click.option("--name", "names", multiple=True, default=("cam-1",), show_default=True, help="Its path; repeatable.")
+@click.option("--name", "names", multiple=True, help="Its path; repeatable.  [default: cam-1]")
+@click.option("--count", type=click.IntRange(1, 2_000), help="So many cameras instead, cam-1, cam-2, …")
 @click.option("--host", default="127.0.0.1", show_default=True, help="Where to listen.")
 @click.option("--port", type=click.IntRange(0, 65_535), default=8554, show_default=True, help="0 takes a free one.")
 @click.option("--size", default="640x360", show_default=True, help="Of the picture, in pixels.")
 @click.option("--fps", type=click.IntRange(1, 120), default=15, show_default=True, help="Frames per second.")
-@click.option("--username", help="Ask for this user (digest authentication) …")
+@click.option("--codec", type=click.Choice(["h264", "h265", "jpeg"]), default="h264", show_default=True)
+@click.option(
+    "--bit-rate", type=click.IntRange(10_000), default=None, help="Bits per second; by default as the size needs."
+)
+@click.option("--gop", type=click.FloatRange(0.05, 600), default=2.0, show_default=True, help="Seconds to a key frame.")
+@click.option(
+    "--loop",
+    type=click.FloatRange(0.1, 60),
+    help="All play one loop of so many seconds instead of live pictures: hundreds of cameras cost little.",
+)
+@click.option("--b-frames", type=click.IntRange(0, 8), default=0, help="Between two others, with --loop only.")
+@click.option("--username", help="Ask for this user …")
 @click.option("--password", envvar="GATEWAY_CAMERA_PASSWORD", help="… and this password; or GATEWAY_CAMERA_PASSWORD.")
+@click.option(
+    "--authentication",
+    type=click.Choice(["basic", "md5", "md5-qop", "sha-256"]),
+    default="md5",
+    show_default=True,
+    help="How they are asked for.",
+)
 @click.option("--timezone", default="UTC", show_default=True, help="Of the clock in the picture.")
+@click.option("--journal", type=click.Path(path_type=Path, dir_okay=False), help="Write down every access unit sent.")
+@click.option("--faults", is_flag=True, help="Show which faults can be asked for in a camera's URL.")
 @_seconds_option
 @_json_option
 @_eof_option
-def camera(
+def camera(**options: Any) -> None:
+    """Serve moving pictures over RTSP, with a clock and a frame number burnt in.
+
+    What a camera shall do wrong is asked for in its URL: rtsp://127.0.0.1:8554/cam-1?loss=1&switch=3; see --faults.
+    """
+    if options["faults"]:
+        _show_faults(options["as_json"])
+        return
+
+    import uvloop
+
+    server = _camera_server(**options)
+
+    async def serve() -> None:
+        async with _until_told(options["seconds"], options["until_eof"]) as told:
+            await server.start()
+            try:
+                text = "\n".join(["Serving:", *server.urls.values()])
+                _ready(options["as_json"], {"cameras": server.urls}, text)
+                await told.wait()
+            finally:
+                await server.stop()
+        _done(options["as_json"], server.statistics())
+
+    uvloop.run(serve())
+
+
+def _show_faults(as_json: bool) -> None:
+    from gateway.simulate.faults import table
+
+    faults = table()
+    width = max(len(name) for name, _ in faults)
+    click.echo(json.dumps(dict(faults)) if as_json else "\n".join(f"{name:{width}}  {what}" for name, what in faults))
+
+
+def _camera_server(
+    *,
     names: tuple[str, ...],
-    host: str,
-    port: int,
+    count: int | None,
     size: str,
     fps: int,
+    gop: float,
+    codec: str,
+    bit_rate: int | None,
+    loop: float | None,
+    b_frames: int,
     username: str | None,
     password: str | None,
+    authentication: str,
+    journal: Path | None,
     timezone: str,
-    seconds: float | None,
-    as_json: bool,
-    until_eof: bool,
-) -> None:
-    """Serve moving pictures over RTSP: H.264, with a clock and a frame number burnt in."""
-    from gateway.simulate.camera import CameraServer
+    host: str,
+    port: int,
+    **_others: object,
+) -> CameraServer:
+    """The cameras that the options ask for."""
+    from gateway.simulate.camera import CameraServer, loop_cameras
+    from gateway.simulate.clips import make_clip
+    from gateway.simulate.journal import JournalFile
 
+    if names and count is not None:
+        raise UsageError("--name and --count exclude each other: names are given one by one, or counted.")
+    if b_frames and loop is None:
+        raise UsageError("--b-frames needs --loop: live pictures go out at once.")
+    every = list(names) or [f"cam-{number}" for number in range(1, (count or 1) + 1)]
     width, height = _size(size)
-    server = CameraServer(
-        list(names),
+    picture: dict[str, Any] = {
+        "width": width, "height": height, "fps": fps, "gop_s": gop, "bit_rate": bit_rate or 0, "codec": codec
+    }  # fmt: skip
+    cameras: list[str] | dict[str, Any] = every
+    if loop is not None:
+        try:
+            clip = make_clip(every[0], seconds=loop, b_frames=b_frames, alternative=True, **picture)
+        except ValueError as error:
+            raise UsageError(f"The loop cannot be made: {error}.") from None
+        cameras = loop_cameras(every, clip)
+    return CameraServer(
+        cameras,
         host=host,
         port=port,
         username=username,
         password=password if username is not None else None,
-        width=width,
-        height=height,
-        fps=fps,
+        authentication_kind=authentication,
         zone=_zone(timezone),
+        journal_file=JournalFile(journal) if journal is not None else None,
+        **picture,
     )
-
-    async def serve() -> None:
-        async with _until_told(seconds, until_eof) as told:
-            await server.start()
-            try:
-                _ready(as_json, {"cameras": server.urls}, "\n".join(["Serving:", *server.urls.values()]))
-                await told.wait()
-            finally:
-                await server.stop()
-        _done(as_json, server.statistics())
-
-    asyncio.run(serve())
 
 
 command.add_command(camera)

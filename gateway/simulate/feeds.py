@@ -12,14 +12,15 @@ import math
 import threading
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, tzinfo
 from typing import Protocol
 
 from gateway import nal
 from gateway.errors import SourceError
+from gateway.simulate.coded import Coded
 from gateway.simulate.picture import Encoder, Picture, check_size
-from gateway.simulate.rtp import CLOCK_HZ, packetize
+from gateway.simulate.rtp import CLOCK_HZ
 
 _log = logging.getLogger(__name__)
 
@@ -36,15 +37,13 @@ class AccessUnit:
     """
 
     index: int
-    nals: tuple[bytes, ...]
-    key: bool
+    coded: Coded
     ticks: int
     wall_ns: int
-    payloads: tuple[bytes, ...] = field(repr=False)
 
-    @classmethod
-    def of(cls, index: int, nals: Sequence[bytes], ticks: int, wall_ns: int) -> AccessUnit:
-        return cls(index, tuple(nals), nal.H264.is_key(nals), ticks, wall_ns, tuple(packetize(nals)))
+    @property
+    def key(self) -> bool:
+        return self.coded.key
 
 
 class Watcher(Protocol):
@@ -56,16 +55,20 @@ class Watcher(Protocol):
 
 
 class Feed(Protocol):
-    """What the RTSP server asks of a camera's pictures."""
+    """What the RTSP server asks of a camera's pictures. codec: "h264", "h265" or "jpeg"."""
 
     fps: float
+    codec: str
 
     async def start(self) -> None: ...
 
     async def stop(self) -> None: ...
 
     def parameter_sets(self) -> list[bytes]:
-        """SPS and PPS for the SDP; empty when they are only sent in-band."""
+        """Parameter sets for the SDP; empty when they are only sent in-band."""
+
+    def alternative(self, index: int) -> Coded | None:
+        """The picture of this index with other parameter sets, where the feed has one."""
 
     def watch(self, watcher: Watcher) -> None: ...
 
@@ -94,16 +97,18 @@ class LiveFeed:
         gop_s: float = 2.0,
         bit_rate: int = 0,
         zone: tzinfo = UTC,
+        codec: str = "h264",
     ) -> None:
         """fps: 1 to 120. gop_s: seconds between key frames. bit_rate: bits per second, 0: one that suits the size."""
         if not 1 <= fps <= 120:
             raise ValueError(f"{fps} frames per second cannot be simulated: 1 to 120")
-        check_size(width, height)
+        check_size(width, height, codec)
         self.name = name
         self.fps: float = fps
+        self.codec = codec
         self._size = (width, height)
         self._gop = max(1, round(gop_s * fps))
-        self._bit_rate = bit_rate or max(100_000, int(width * height * fps * 0.18))
+        self._bit_rate = bit_rate or suitable_bit_rate(width, height, fps)
         self._zone = zone
         self._parameter_sets: list[bytes] = []
         self._watchers: list[Watcher] = []
@@ -142,6 +147,10 @@ class LiveFeed:
     def parameter_sets(self) -> list[bytes]:
         return self._parameter_sets
 
+    def alternative(self, index: int) -> Coded | None:
+        """There is one encoder only."""
+        return None
+
     def watch(self, watcher: Watcher) -> None:
         with self._wake:
             self._watchers.append(watcher)
@@ -165,8 +174,9 @@ class LiveFeed:
 
     def _prepare(self) -> tuple[Picture, Encoder]:
         picture = Picture(self.name, *self._size, zone=self._zone)
-        encoder = Encoder(*self._size, int(self.fps), self._gop, self._bit_rate)
-        self._parameter_sets = nal.H264.parameter_sets(encoder.encode(picture.draw(0, time.time_ns()), key=True))
+        encoder = Encoder(*self._size, int(self.fps), self._gop, self._bit_rate, codec=self.codec)
+        first = encoder.encode(picture.draw(0, time.time_ns()), key=True)
+        self._parameter_sets = parameter_sets_of(self.codec, first[0].nals) if first else []
         return picture, encoder
 
     def _run(self, picture: Picture, encoder: Encoder) -> None:
@@ -193,9 +203,10 @@ class LiveFeed:
                     continue
                 self._undelivered += 1
             wall_ns = self._epoch_wall_ns + int(number * 1_000_000_000 / self.fps)
-            nals = encoder.encode(picture.draw(number, wall_ns), key)
-            self._encoded += 1
-            self._hand_over(AccessUnit.of(number, nals, int(number * CLOCK_HZ / self.fps), wall_ns))
+            for coded in encoder.encode(picture.draw(number, wall_ns), key):
+                self._encoded += 1
+                coded.shaped()  # packets are made here rather than on the event loop
+                self._hand_over(AccessUnit(number, coded, int(number * CLOCK_HZ / self.fps), wall_ns))
 
     def _wait_until(self, due_ns: int) -> bool:
         """Wait for the feed's clock; false when the feed is stopped meanwhile."""
@@ -221,82 +232,149 @@ class LiveFeed:
             watcher.deliver(unit)
 
 
+@dataclass(frozen=True, slots=True)
+class Clip:
+    """Coded pictures in sending order that can be played over and over; the first one is a key frame.
+
+    ticks: 90 kHz, one each, in the order of sending (with B-frames they do not rise). alternative: the same pictures
+    with other parameter sets, of which the key frames are at the same places.
+    """
+
+    pictures: tuple[Coded, ...]
+    ticks: tuple[int, ...]
+    fps: float
+    alternative: tuple[Coded, ...] = ()
+
+    @property
+    def codec(self) -> str:
+        return self.pictures[0].codec
+
+
 class ListFeed:
     """Given access units, played to every watcher from the first one on, at a given pace.
 
-    units: the NAL units of each access unit, in sending order; the first should be a key frame. ticks: 90 kHz, one
-    each, rising; without it they are 1/fps apart. repeat: how often the list is played, 0 for ever. at_end: "hold"
-    keeps the connection open and silent, "close" says goodbye and closes it.
+    units: a clip, or the NAL units of each access unit (of codec, the JPEG image alone), in sending order; the first
+    should be a key frame. Any number of feeds can share a clip. ticks: 90 kHz, one each; without it they are 1/fps
+    apart. repeat: how often the list is played, 0 for ever. at_end: "hold" keeps the connection open and silent,
+    "close" says goodbye and closes it. delay_s: how long a watcher waits for the first one: not all cameras of a site
+    send their key frames at one instant.
     """
 
     def __init__(
         self,
-        units: Sequence[Sequence[bytes]],
+        units: Sequence[Sequence[bytes]] | Clip,
         fps: float = 25.0,
         *,
         ticks: Sequence[int] | None = None,
         repeat: int = 1,
         at_end: str = "hold",
         parameter_sets: Sequence[bytes] | None = None,
+        codec: str = "h264",
+        delay_s: float = 0.0,
     ) -> None:
         """parameter_sets: what the SDP announces; those of the first access unit when None."""
-        if not units or fps <= 0 or at_end not in ("hold", "close"):
-            raise ValueError("a list feed needs access units, a positive frame rate and at_end 'hold' or 'close'")
-        if ticks is not None and len(ticks) != len(units):
-            raise ValueError(f"{len(ticks)} time stamps for {len(units)} access units")
-        self.fps = fps
-        self._units = [tuple(unit) for unit in units]
-        self._ticks = list(ticks) if ticks is not None else [round(i * CLOCK_HZ / fps) for i in range(len(units))]
+        if not isinstance(units, Clip):
+            units = _clip(units, fps, ticks, codec)
+        if at_end not in ("hold", "close"):
+            raise ValueError("at the end a list feed can 'hold' or 'close'")
+        self.clip = units
+        self.fps = units.fps
+        self.codec = units.codec
         self._repeat = repeat
         self._at_end = at_end
-        announced = nal.H264.parameter_sets(self._units[0]) if parameter_sets is None else parameter_sets
-        self._parameter_sets = list(announced)
-        self._tasks: dict[int, asyncio.Task[None]] = {}
-        self._played = 0
+        self._delay_s = delay_s
+        if parameter_sets is None:
+            parameter_sets = parameter_sets_of(self.codec, self.clip.pictures[0].nals)
+        self._parameter_sets = list(parameter_sets)
+        self._players: dict[int, _Player] = {}
+        self.played = 0
 
     async def start(self) -> None:
         """Nothing to prepare."""
 
     async def stop(self) -> None:
-        for task in list(self._tasks.values()):
-            task.cancel()
-        await asyncio.gather(*self._tasks.values(), return_exceptions=True)
-        self._tasks.clear()
+        for player in list(self._players.values()):
+            player.stop()
+        self._players.clear()
 
     def parameter_sets(self) -> list[bytes]:
         return self._parameter_sets
 
+    def alternative(self, index: int) -> Coded | None:
+        return self.clip.alternative[index] if self.clip.alternative else None
+
     def watch(self, watcher: Watcher) -> None:
-        self._tasks[id(watcher)] = asyncio.get_running_loop().create_task(self._play(watcher))
+        self._players[id(watcher)] = _Player(self, watcher, self._repeat, self._at_end, self._delay_s)
 
     def unwatch(self, watcher: Watcher) -> None:
-        task = self._tasks.pop(id(watcher), None)
-        if task is not None:
-            task.cancel()
+        player = self._players.pop(id(watcher), None)
+        if player is not None:
+            player.stop()
 
     def ticks_now(self) -> int:
         """Every watcher's clock starts with its first access unit."""
-        return self._ticks[0]
+        return self.clip.ticks[0]
 
     def statistics(self) -> dict[str, int]:
-        return {"watchers": len(self._tasks), "frames_played": self._played}
+        return {"watchers": len(self._players), "frames_played": self.played}
 
-    async def _play(self, watcher: Watcher) -> None:
-        loop = asyncio.get_running_loop()
-        started, started_wall_ns = loop.time(), time.time_ns()
-        round_ticks = self._ticks[-1] - self._ticks[0] + round(CLOCK_HZ / self.fps)
-        turn = 0
-        while self._repeat == 0 or turn < self._repeat:
-            for index, nals in enumerate(self._units):
-                elapsed_s = (turn * len(self._units) + index) / self.fps
-                await asyncio.sleep(max(0.0, started + elapsed_s - loop.time()))
-                ticks = self._ticks[index] + turn * round_ticks
-                played_ns = (ticks - self._ticks[0]) * 1_000_000_000 // CLOCK_HZ
-                watcher.deliver(AccessUnit.of(index, nals, ticks, started_wall_ns + played_ns))
-                self._played += 1
-            turn += 1
-        if self._at_end == "close":
-            watcher.ended()
+
+def _clip(units: Sequence[Sequence[bytes]], fps: float, ticks: Sequence[int] | None, codec: str) -> Clip:
+    if not units or fps <= 0:
+        raise ValueError("a list feed needs access units and a positive frame rate")
+    if ticks is None:
+        ticks = [round(index * CLOCK_HZ / fps) for index in range(len(units))]
+    if len(ticks) != len(units):
+        raise ValueError(f"{len(ticks)} time stamps for {len(units)} access units")
+    return Clip(tuple(Coded.of(unit, codec) for unit in units), tuple(ticks), fps)
+
+
+class _Player:
+    """Plays a list to one watcher, an access unit at a time, by timers of the event loop."""
+
+    def __init__(self, feed: ListFeed, watcher: Watcher, repeat: int, at_end: str, delay_s: float) -> None:
+        self._feed = feed
+        self._watcher = watcher
+        self._repeat = repeat
+        self._at_end = at_end
+        self._loop = asyncio.get_running_loop()
+        self._began_s = self._loop.time() + delay_s
+        self._began_wall_ns = time.time_ns() + int(delay_s * 1e9)
+        clip = feed.clip
+        self._turn_ticks = max(clip.ticks) - min(clip.ticks) + round(CLOCK_HZ / clip.fps)
+        self._turn = 0
+        self._index = 0
+        self._timer: asyncio.Handle = self._loop.call_at(self._began_s, self._step)
+
+    def stop(self) -> None:
+        self._timer.cancel()
+
+    def _step(self) -> None:
+        clip, index = self._feed.clip, self._index
+        ticks = clip.ticks[index] + self._turn * self._turn_ticks
+        wall_ns = self._began_wall_ns + (ticks - clip.ticks[0]) * 1_000_000_000 // CLOCK_HZ
+        self._index += 1
+        if self._index == len(clip.pictures):
+            self._index = 0
+            self._turn += 1
+        if self._turn != self._repeat or not self._repeat:
+            elapsed_s = (self._turn * len(clip.pictures) + self._index) / clip.fps
+            self._timer = self._loop.call_at(self._began_s + elapsed_s, self._step)
+        elif self._at_end == "close":
+            self._timer = self._loop.call_soon(self._watcher.ended)
+        self._feed.played += 1
+        # Last, since the watcher may end this player.
+        self._watcher.deliver(AccessUnit(index, clip.pictures[index], ticks, wall_ns))
+
+
+def parameter_sets_of(codec: str, nals: Sequence[bytes]) -> list[bytes]:
+    """Those among an access unit's NAL units; a JPEG image has none."""
+    return nal.CODECS[codec].parameter_sets(nals) if codec in nal.CODECS else []
+
+
+def suitable_bit_rate(width: int, height: int, fps: float) -> int:
+    """Bits per second that a picture of this size needs to look well."""
+    return max(100_000, int(width * height * fps * 0.18))
 
 
 def check_name(name: str) -> str:

@@ -1,4 +1,4 @@
-"""What a simulated camera sees: a moving picture with a burnt-in clock and frame number, and its live H.264 encoder.
+"""What a simulated camera sees: a moving picture with a burnt-in clock and frame number, and its live encoder.
 
 Needs NumPy, OpenCV and PyAV. `Picture` draws, `Encoder` encodes; neither knows of time passing or of a network.
 """
@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from gateway import nal
 from gateway.errors import SourceError
+from gateway.simulate import jpeg
+from gateway.simulate.coded import Coded
 
 if TYPE_CHECKING:
     import numpy as np
@@ -31,8 +33,12 @@ def _libraries() -> tuple[Any, Any]:
     return cv2, np
 
 
-def check_size(width: int, height: int) -> None:
-    """Raises ValueError for a size in pixels that cannot be drawn and encoded."""
+def check_size(width: int, height: int, codec: str = "h264") -> None:
+    """Raises ValueError for a size in pixels that cannot be drawn, encoded and sent."""
+    if codec == "jpeg" and (width % 8 or height % 8 or width > jpeg.WIDTH_MAX or height > jpeg.HEIGHT_MAX):
+        raise ValueError(
+            f"{width}x{height} pixels cannot be sent as JPEG: multiples of 8 up to {jpeg.WIDTH_MAX}x{jpeg.HEIGHT_MAX}"
+        )
     if width % 2 or height % 2 or not (160 <= width <= 7680 and 120 <= height <= 4320):
         raise ValueError(f"{width}x{height} pixels cannot be simulated: even numbers from 160x120 to 7680x4320")
 
@@ -133,18 +139,29 @@ class Picture:
 
 
 class Encoder:
-    """H.264 as a camera's encoder makes it: no B-frames, no look-ahead, SPS and PPS in-band before every key frame.
+    """H.264, H.265 or JPEG as a camera's encoder makes it: no look-ahead, parameter sets before every key frame.
 
-    fps: frames per second. gop: frames from one key frame to the next. bit_rate: bits per second at most, on average.
+    fps: frames per second. gop: frames from one key frame to the next. bit_rate: bits per second at most, on average;
+    JPEG images are of one quality instead. b_frames: how many B-frames between two others; then pictures come out later
+    than they go in, and in another order.
     """
 
-    def __init__(self, width: int, height: int, fps: int, gop: int, bit_rate: int) -> None:
+    def __init__(
+        self, width: int, height: int, fps: int, gop: int, bit_rate: int, *, codec: str = "h264", b_frames: int = 0
+    ) -> None:
+        self._codec = codec
+        self._count = 0
+        self._context: Any = None
+        if codec == "jpeg":
+            self._cv2, _ = _libraries()
+            return
         try:
             import av
         except ImportError as error:
             raise SourceError("A simulated camera encodes with PyAV: pip install av.") from error
         self._av = av
-        context: Any = av.CodecContext.create("libx264", "w")
+        name = {"h264": "libx264", "h265": "libx265"}[codec]
+        context: Any = av.CodecContext.create(name, "w")
         context.width = width
         context.height = height
         context.pix_fmt = "yuv420p"
@@ -153,24 +170,44 @@ class Encoder:
         context.gop_size = gop
         context.bit_rate = bit_rate
         context.thread_count = 1
+        kilobits = max(bit_rate // 1000, 1)
+        parameters = (
+            f"keyint={gop}:scenecut=0:repeat-headers=1:bframes={b_frames}:b-adapt=0"
+            f":vbv-maxrate={kilobits}:vbv-bufsize={kilobits}"
+        )
+        if codec == "h265":
+            parameters += ":min-keyint=1:pools=none:frame-threads=1:log-level=none"
         context.options = {
             "preset": "ultrafast",
-            "tune": "zerolatency",
             "forced-idr": "1",
-            "x264-params": f"keyint={gop}:scenecut=0:repeat-headers=1:vbv-maxrate={bit_rate // 1000}"
-            f":vbv-bufsize={max(bit_rate // 1000, 1)}",
+            f"{name.removeprefix('lib')}-params": parameters,
+            **({} if b_frames else {"tune": "zerolatency"}),
         }
         self._context = context
-        self._count = 0
 
-    def encode(self, image: NDArray[np.uint8], key: bool = False) -> list[bytes]:
-        """The NAL units of the access unit that shows ``image``; ``key`` asks for a key frame now."""
-        frame = self._av.VideoFrame.from_ndarray(image, format="bgr24")
-        frame.pts = self._count
-        if key:
-            frame.pict_type = self._av.video.frame.PictureType.I
+    def encode(self, image: NDArray[np.uint8], key: bool = False) -> list[Coded]:
+        """What comes out when ``image`` goes in, without B-frames its access unit; ``key`` asks for a key frame now."""
+        return [coded for coded, _ in self.encode_timed(image, key)]
+
+    def encode_timed(self, image: NDArray[np.uint8] | None, key: bool = False) -> list[tuple[Coded, int]]:
+        """The same, each with its place in the order of showing. Without an image: what is still in the encoder."""
+        if self._codec == "jpeg":
+            return [] if image is None else [(self._jpeg(image), self._place())]
+        frame = None
+        if image is not None:
+            frame = self._av.VideoFrame.from_ndarray(image, format="bgr24")
+            frame.pts = self._place()
+            if key:
+                frame.pict_type = self._av.video.frame.PictureType.I
+        return [(Coded.of(nal.split(bytes(packet)), self._codec), packet.pts) for packet in self._context.encode(frame)]
+
+    def _place(self) -> int:
         self._count += 1
-        nals: list[bytes] = []
-        for packet in self._context.encode(frame):
-            nals.extend(nal.split(bytes(packet)))
-        return nals
+        return self._count - 1
+
+    def _jpeg(self, image: NDArray[np.uint8]) -> Coded:
+        cv2 = self._cv2
+        options = [cv2.IMWRITE_JPEG_QUALITY, 70, cv2.IMWRITE_JPEG_OPTIMIZE, 0]
+        done, data = cv2.imencode(".jpg", image, options)
+        assert done, "OpenCV encodes any image"
+        return Coded.of([data.tobytes()], "jpeg")

@@ -1,4 +1,4 @@
-"""RTSP 1.0 as a server reads and writes it (RFC 2326): requests, replies, digest authentication, SDP. No I/O."""
+"""RTSP 1.0 as a server reads and writes it (RFC 2326): requests, replies, authentication, SDP. No I/O."""
 
 from __future__ import annotations
 
@@ -6,18 +6,17 @@ import base64
 import hashlib
 import hmac
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import Protocol
 from urllib.parse import urlsplit
-
-from gateway import nal
-from gateway.simulate.rtp import CLOCK_HZ, PAYLOAD_TYPE
 
 HEAD_BYTES_MAX = 16_384
 BODY_BYTES_MAX = 65_536
 
 REASONS = {
     200: "OK",
+    302: "Moved Temporarily",
     400: "Bad Request",
     401: "Unauthorized",
     404: "Not Found",
@@ -55,6 +54,16 @@ class Request:
         """The URL's path without slashes around it; "*" stays."""
         return urlsplit(self.url).path.strip("/") if self.url != "*" else "*"
 
+    @property
+    def query(self) -> str:
+        """The URL's query without a slash and what follows: clients append a track's name to the whole URL."""
+        return urlsplit(self.url).query.partition("/")[0]
+
+    @property
+    def track(self) -> str:
+        """The last part of the URL, behind the query too."""
+        return self.url.rstrip("/").rpartition("/")[2]
+
 
 @dataclass(frozen=True, slots=True)
 class Interleaved:
@@ -64,21 +73,28 @@ class Interleaved:
     data: bytes
 
 
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A client's reply to a request of the server's."""
+
+    status: int
+
+
 class RequestParser:
-    """Cuts a byte stream into requests and interleaved frames. Memory is bounded by the two limits above."""
+    """Cuts a byte stream into requests, answers and interleaved frames. Memory is bounded by the two limits above."""
 
     def __init__(self) -> None:
         self._buffer = bytearray()
 
-    def feed(self, data: bytes) -> list[Request | Interleaved]:
+    def feed(self, data: bytes) -> list[Request | Interleaved | Answer]:
         """Everything that ``data`` completes. Raises MalformedRequest, after which nothing more can be read."""
         self._buffer += data
-        items: list[Request | Interleaved] = []
+        items: list[Request | Interleaved | Answer] = []
         while (item := self._next()) is not None:
             items.append(item)
         return items
 
-    def _next(self) -> Request | Interleaved | None:
+    def _next(self) -> Request | Interleaved | Answer | None:
         buffer = self._buffer
         while buffer.startswith((b"\r", b"\n")):
             del buffer[:1]
@@ -101,25 +117,38 @@ class RequestParser:
         body_end = end + 4 + int(length)
         if len(buffer) < body_end:
             return None
-        request = Request(method, url, headers, bytes(buffer[end + 4 : body_end]))
+        body = bytes(buffer[end + 4 : body_end])
         del buffer[:body_end]
-        return request
+        return Request(method, url, headers, body) if method != _ANSWERED else Answer(int(url))
+
+
+# What stands where a request has its method; no request has such a one.
+_ANSWERED = "RTSP/1.0"
 
 
 def _parse_head(head: bytes) -> tuple[str, str, dict[str, str]]:
+    """(method, URL, headers), or (_ANSWERED, status, headers)."""
     first, *lines = head.decode("utf-8", "replace").split("\r\n")
     words = first.split()
+    if words[:1] == [_ANSWERED] and len(words) > 1 and re.fullmatch("[1-5][0-9][0-9]", words[1]):
+        return _ANSWERED, words[1], _parse_headers(lines)
     if len(words) != 3 or not words[2].startswith("RTSP/"):
         raise MalformedRequest(400, "the first line is not 'METHOD url RTSP/1.0'")
     if words[2] != "RTSP/1.0":
         raise MalformedRequest(505, f"{words[2]} instead of RTSP/1.0")
+    if words[0] == _ANSWERED:
+        raise MalformedRequest(400, "a status line that has no status")
+    return words[0], words[1], _parse_headers(lines)
+
+
+def _parse_headers(lines: list[str]) -> dict[str, str]:
     headers = {}
     for line in lines:
         name, colon, value = line.partition(":")
         if not colon:
             raise MalformedRequest(400, "a header line without a colon")
         headers[name.strip().lower()] = value.strip()
-    return words[0], words[1], headers
+    return headers
 
 
 def reply(status: int, headers: Iterable[tuple[str, str]], body: bytes = b"") -> bytes:
@@ -145,59 +174,91 @@ def interleaved_channels(transport: str) -> tuple[int, int] | None:
     return None
 
 
+class Authentication(Protocol):
+    """What clients must know. `nonce` is the connection's, and `stale` an older one of it."""
+
+    def challenge(self, nonce: str, *, stale: bool = False) -> str:
+        """The value of WWW-Authenticate."""
+
+    def accepts(self, request: Request, nonce: str) -> bool:
+        """Whether the request may be served."""
+
+
 @dataclass(frozen=True, slots=True)
 class Digest:
-    """Digest authentication with MD5 and without qop (RFC 2617), which is what nearly every camera does."""
+    """Digest authentication. As it is, with MD5 and without qop (RFC 2617), which is what nearly every camera does.
+
+    algorithm: "MD5" or "SHA-256" (RFC 7616). qop: quality of protection "auth" is asked for.
+    """
+
+    username: str
+    password: str = field(repr=False)
+    realm: str = "Gateway simulated camera"
+    algorithm: str = "MD5"
+    qop: bool = False
+
+    def challenge(self, nonce: str, *, stale: bool = False) -> str:
+        parts = [f'Digest realm="{self.realm}", nonce="{nonce}", algorithm={self.algorithm}']
+        if self.qop:
+            parts.append('qop="auth"')
+        if stale:
+            parts.append("stale=true")
+        return ", ".join(parts)
+
+    def accepts(self, request: Request, nonce: str) -> bool:
+        """Whether the request carries the right answer to ``nonce`` for its method and URL."""
+        given = digest_parts(request)
+        if given.get("nonce") != nonce or given.get("username") != self.username or given.get("realm") != self.realm:
+            return False
+        uri = given.get("uri", "")
+        if urlsplit(uri).path.strip("/") != request.path or bool(given.get("qop")) != self.qop:
+            return False
+        ha1 = self._hash(f"{self.username}:{self.realm}:{self.password}")
+        ha2 = self._hash(f"{request.method}:{uri}")
+        middle = nonce
+        if self.qop:
+            middle = f"{nonce}:{given.get('nc', '')}:{given.get('cnonce', '')}:{given['qop']}"
+        return hmac.compare_digest(self._hash(f"{ha1}:{middle}:{ha2}"), given.get("response", ""))
+
+    def _hash(self, text: str) -> str:
+        if self.algorithm == "SHA-256":
+            return hashlib.sha256(text.encode()).hexdigest()
+        return hashlib.md5(text.encode(), usedforsecurity=False).hexdigest()
+
+
+@dataclass(frozen=True, slots=True)
+class Basic:
+    """Basic authentication (RFC 7617)."""
 
     username: str
     password: str = field(repr=False)
     realm: str = "Gateway simulated camera"
 
-    def challenge(self, nonce: str) -> str:
-        return f'Digest realm="{self.realm}", nonce="{nonce}", algorithm=MD5'
+    def challenge(self, nonce: str, *, stale: bool = False) -> str:
+        return f'Basic realm="{self.realm}"'
 
     def accepts(self, request: Request, nonce: str) -> bool:
-        """Whether the request carries the right answer to ``nonce`` for its method and URL."""
-        scheme, _, rest = request.headers.get("authorization", "").partition(" ")
-        if scheme.lower() != "digest":
-            return False
-        given = {name.lower(): quoted or plain for name, quoted, plain in _DIGEST_PART.findall(rest)}
-        if given.get("nonce") != nonce or given.get("username") != self.username or given.get("realm") != self.realm:
-            return False
-        ha1 = _md5(f"{self.username}:{self.realm}:{self.password}")
-        ha2 = _md5(f"{request.method}:{given.get('uri', '')}")
-        if urlsplit(given.get("uri", "")).path.strip("/") != request.path:
-            return False
-        return hmac.compare_digest(_md5(f"{ha1}:{nonce}:{ha2}"), given.get("response", ""))
+        """Whether the request carries user name and password."""
+        right = base64.b64encode(f"{self.username}:{self.password}".encode()).decode()
+        return hmac.compare_digest(request.headers.get("authorization", ""), f"Basic {right}")
+
+
+def digest_parts(request: Request) -> dict[str, str]:
+    """What the request's digest says, by name; empty if it carries none."""
+    scheme, _, rest = request.headers.get("authorization", "").partition(" ")
+    if scheme.lower() != "digest":
+        return {}
+    return {name.lower(): quoted or plain for name, quoted, plain in _DIGEST_PART.findall(rest)}
 
 
 _DIGEST_PART = re.compile(r'(\w+)=(?:"([^"]*)"|([^\s,]+))')
 
-
-def _md5(text: str) -> str:
-    return hashlib.md5(text.encode(), usedforsecurity=False).hexdigest()
+AUTHENTICATIONS = ("basic", "md5", "md5-qop", "sha-256")
 
 
-def describe(name: str, host: str, fps: float, parameter_sets: Sequence[bytes]) -> bytes:
-    """The SDP of one H.264 camera (RFC 8866; the format parameters are RFC 6184, 8.1)."""
-    parameters = ["packetization-mode=1"]
-    sps = next((each for each in parameter_sets if nal.H264.type_of(each) == 7), None)
-    if sps is not None:
-        parameters.append(f"profile-level-id={sps[1:4].hex()}")
-        parameters.append("sprop-parameter-sets=" + ",".join(base64.b64encode(s).decode() for s in parameter_sets))
-    family = "IP6" if ":" in host else "IP4"
-    lines = [
-        "v=0",
-        f"o=- 1 1 IN {family} {host}",
-        f"s={name}",
-        f"c=IN {family} {host}",
-        "t=0 0",
-        "a=control:*",
-        "a=range:npt=now-",
-        f"m=video 0 RTP/AVP {PAYLOAD_TYPE}",
-        f"a=rtpmap:{PAYLOAD_TYPE} H264/{CLOCK_HZ}",
-        f"a=fmtp:{PAYLOAD_TYPE} {';'.join(parameters)}",
-        f"a=framerate:{fps:g}",
-        "a=control:trackID=0",
-    ]
-    return ("\r\n".join(lines) + "\r\n").encode()
+def authentication(kind: str, username: str, password: str) -> Authentication:
+    """One of AUTHENTICATIONS."""
+    if kind == "basic":
+        return Basic(username, password)
+    algorithm = "SHA-256" if kind == "sha-256" else "MD5"
+    return Digest(username, password, algorithm=algorithm, qop=kind != "md5")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 from dataclasses import replace
 
@@ -11,8 +12,10 @@ from hypothesis import strategies as st
 from gateway import nal
 from gateway.replay.camera_records import CameraRecord
 from gateway.replay.timeline import Placed, Timeline, with_decode_times, with_durations
+from gateway.simulate.faults import Faults
+from gateway.simulate.jpeg import Image
 from gateway.simulate.rtp import depacketize, packetize
-from gateway.simulate.rtsp_messages import Interleaved, MalformedRequest, Request, RequestParser
+from gateway.simulate.rtsp_messages import Answer, Interleaved, MalformedRequest, Request, RequestParser
 from tests.pictures import T0_MS, FakeStream, encode
 
 # A NAL unit: no start code inside (encoders insert emulation bytes), no zero at the end, a type that may travel alone.
@@ -20,6 +23,9 @@ NAL = st.builds(
     lambda kind, body: bytes([kind]) + body.replace(b"\x00\x00", b"\x00\x01").rstrip(b"\x00") + b"\x80",
     st.integers(1, 23).map(lambda kind: kind | 0x60),
     st.binary(max_size=4000),
+)
+H265_NAL = st.builds(
+    lambda kind, body: bytes([kind << 1, 1]) + body + b"\x80", st.integers(0, 47), st.binary(max_size=4000)
 )
 TEMPLATE = next(record for each in FakeStream().add(encode(1)).records if (record := CameraRecord.of(each)))
 
@@ -55,11 +61,48 @@ def test_packetisation_loses_nothing(nals: list[bytes], payload_bytes_max: int) 
     assert depacketize(payloads) == nals
 
 
+@given(st.lists(H265_NAL, min_size=1, max_size=6), st.integers(8, 1500), st.booleans())
+def test_h265_packetisation_loses_nothing(nals: list[bytes], payload_bytes_max: int, aggregate: bool) -> None:
+    """The same for H.265, also where small NAL units travel together."""
+    payloads = packetize(nals, payload_bytes_max, codec=nal.H265, aggregate=aggregate)
+    assert max(map(len, payloads)) <= payload_bytes_max
+    assert depacketize(payloads, nal.H265) == nals
+
+
+@given(st.lists(NAL, min_size=1, max_size=6), st.integers(8, 1500))
+def test_aggregation_loses_nothing(nals: list[bytes], payload_bytes_max: int) -> None:
+    """STAP-A beside single NAL units and fragments."""
+    payloads = packetize(nals, payload_bytes_max, aggregate=True)
+    assert max(map(len, payloads)) <= payload_bytes_max
+    assert depacketize(payloads) == nals
+
+
+@given(st.lists(st.binary(max_size=40), max_size=6), st.sampled_from([nal.H264, nal.H265]))
+def test_any_payloads_are_read_or_refused(payloads: list[bytes], codec: nal.Codec) -> None:
+    """ValueError is the only way out beside NAL units."""
+    with contextlib.suppress(ValueError):
+        assert all(depacketize(payloads, codec))
+
+
+@given(st.binary(max_size=300))
+def test_any_bytes_can_pass_for_an_image(data: bytes) -> None:
+    """ValueError is the only way out beside an image."""
+    with contextlib.suppress(ValueError):
+        Image.of(b"\xff\xd8" + data)
+
+
+@given(st.text(max_size=80))
+def test_any_query_is_read_or_refused(query: str) -> None:
+    """ValueError with a sentence, or faults."""
+    with contextlib.suppress(ValueError):
+        Faults.parse(query)
+
+
 @given(st.binary(max_size=400), st.lists(st.integers(0, 400), max_size=5))
 def test_the_request_parser_reads_pieces_as_the_whole(data: bytes, cuts: list[int]) -> None:
     """However the bytes are cut, the same items come out, or the same refusal."""
 
-    def parse(pieces: list[bytes]) -> list[Request | Interleaved | int]:
+    def parse(pieces: list[bytes]) -> list[Request | Interleaved | Answer | int]:
         parser, items = RequestParser(), []
         for piece in pieces:
             try:

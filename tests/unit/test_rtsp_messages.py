@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
 
 import pytest
 
 from gateway.simulate.rtsp_messages import (
+    Answer,
     Digest,
     Interleaved,
     MalformedRequest,
     Request,
     RequestParser,
-    describe,
+    authentication,
     interleaved_channels,
 )
+from gateway.simulate.sdp import describe
 
 PLAY = b"PLAY rtsp://h/cam RTSP/1.0\r\nCSeq: 4\r\nSession: 12;timeout=60\r\nContent-Length: 3\r\n\r\nabc"
 
@@ -83,6 +86,65 @@ def test_digest_accepts_the_right_answer_only() -> None:
     assert not digest.accepts(answer(uri="rtsp://h/other"), "n1")
     assert not digest.accepts(Request("PLAY", "rtsp://h/cam", {"authorization": "Basic abc"}), "n1")
     assert "p:w" not in repr(digest)
+
+
+def test_digest_with_sha_256_and_qop() -> None:
+    """RFC 7616: nonce count, client nonce and qop are part of the answer; leaving them out is no answer."""
+    digest = authentication("sha-256", "viewer", "secret")
+
+    def sha(text: str) -> str:
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    def answer(qop: str = ', qop=auth, nc=00000001, cnonce="c"', middle: str = "n1:00000001:c:auth") -> Request:
+        ha1, ha2 = sha("viewer:Gateway simulated camera:secret"), sha("PLAY:rtsp://h/cam")
+        value = (
+            'Digest username="viewer", realm="Gateway simulated camera", nonce="n1", uri="rtsp://h/cam", '
+            f'response="{sha(f"{ha1}:{middle}:{ha2}")}"{qop}'
+        )
+        return Request("PLAY", "rtsp://h/cam", {"authorization": value})
+
+    assert digest.accepts(answer(), "n1")
+    assert not digest.accepts(answer(middle="n1:00000002:c:auth"), "n1")
+    assert not digest.accepts(answer(qop="", middle="n1"), "n1")
+    assert 'algorithm=SHA-256, qop="auth", stale=true' in digest.challenge("n2", stale=True)
+
+
+def test_basic_accepts_the_right_answer_only() -> None:
+    """RFC 7617."""
+    basic = authentication("basic", "viewer", "secret")
+    assert basic.challenge("n") == 'Basic realm="Gateway simulated camera"'
+    for password, right in (("secret", True), ("wrong", False)):
+        value = base64.b64encode(f"viewer:{password}".encode()).decode()
+        assert basic.accepts(Request("PLAY", "x", {"authorization": f"Basic {value}"}), "n") is right
+    assert not basic.accepts(Request("PLAY", "x", {}), "n")
+    assert "secret" not in repr(basic)
+
+
+def test_answers_to_the_server_are_told_from_requests() -> None:
+    """A client that was asked something answers in between."""
+    items = RequestParser().feed(b"RTSP/1.0 200 OK\r\nCSeq: 1\r\n\r\n" + PLAY)
+    assert items[0] == Answer(200)
+    assert isinstance(items[1], Request)
+
+
+def test_a_track_is_found_behind_the_query_too() -> None:
+    """Clients append a track's name to the whole URL, or resolve it as RFC 3986 says."""
+    appended = Request("SETUP", "rtsp://h/cam?loss=1/trackID=0", {})
+    assert (appended.path, appended.query, appended.track) == ("cam", "loss=1", "trackID=0")
+    assert Request("SETUP", "rtsp://h/cam/trackID=0", {}).track == "trackID=0"
+
+
+def test_the_sdp_says_what_it_shall() -> None:
+    """The codec and its parameters, an audio track in front, whole URLs."""
+    sdp = describe(
+        "cam", "h", 25, [b"\x40\x01v", b"\x42\x01s", b"\x44\x01p"], codec="h265", audio=True, control="rtsp://h/cam/"
+    ).decode()
+    assert "a=rtpmap:96 H265/90000\r\na=fmtp:96 sprop-vps=QAF2;sprop-sps=QgFz;sprop-pps=RAFw\r\n" in sdp
+    assert sdp.index("m=audio") < sdp.index("a=control:rtsp://h/cam/trackID=1") < sdp.index("m=video")
+    assert (
+        "m=video 0 RTP/AVP 26\r\na=rtpmap:26 JPEG/90000\r\na=framerate"
+        in describe("cam", "h", 5, [], codec="jpeg").decode()
+    )
 
 
 def test_the_sdp_announces_the_parameter_sets() -> None:
