@@ -1,0 +1,296 @@
+"""One client's connection: requests in, one after the other, responses out in the same order, all within limits."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections import deque
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Protocol, cast
+
+from gateway.serve.kafka import wire
+from gateway.serve.kafka.fetch import Piece, close
+from gateway.serve.kafka.slices import Slice
+from gateway.serve.kafka.waiting import Disk
+
+# Requests that have arrived and wait for their turn. A client that sends more is read on later.
+REQUESTS_WAITING_MAX = 16
+# As long as nobody knows who it is. Kafka's own limit for the requests of SASL, too.
+FIRST_REQUESTS_BYTES_MAX = 512 * 2**10
+# Below this a copy costs less than another system call and another packet.
+SENDFILE_BYTES_MIN = 64 * 2**10
+# TLS needs the bytes in memory: so many at a time.
+READ_BYTES = 256 * 2**10
+# After this many bytes in the socket's own queue, a response waits until the client has taken some.
+WRITE_BYTES_MAX = 128 * 2**10
+
+
+class Limits(Protocol):
+    """What a connection may take; see `[kafka]` in the configuration."""
+
+    @property
+    def request_bytes_max(self) -> int: ...
+    @property
+    def idle_timeout_s(self) -> float: ...
+    @property
+    def response_timeout_s(self) -> float: ...
+
+
+class Host(Protocol):
+    """What a connection needs of the server."""
+
+    @property
+    def limits(self) -> Limits: ...
+    @property
+    def disk(self) -> Disk: ...
+
+    def admit(self, connection: Connection) -> bool: ...
+    def forget(self, connection: Connection) -> None: ...
+    def keep(self, grown: int) -> bool: ...
+    def count(self, name: str, amount: int = 1) -> None: ...
+    def say(self, level: int, event: str, **fields: object) -> None: ...
+    def requests(self, connection: Connection) -> Callable[[bytes], Awaitable[Sequence[Piece] | None]]: ...
+
+
+class Connection(asyncio.Protocol):
+    """From accept to close. Closed for what the peer does wrong, with one line in the log that says what."""
+
+    def __init__(self, host: Host) -> None:
+        self._host = host
+        self._limits = host.limits
+        self._buffer = bytearray()
+        self._frames: deque[bytes] = deque()
+        self._frames_bytes = 0
+        self._kept_bytes = 0
+        self._arrived = asyncio.Event()
+        self._writable = asyncio.Event()
+        self._writable.set()
+        self._transport: asyncio.Transport | None = None
+        self._task: asyncio.Task[None] | None = None
+        self._closing = False
+        self.peer = ""
+        self.local: tuple[str, int] = ("", 0)
+        """The address at which it came."""
+        self.tls = False
+        self.client_id = ""
+        self.user = ""
+        self.authenticated = False
+        """Whether who it is has been proved; see `requests` for what may be asked before."""
+        self.busy = False
+        """Whether a request is being answered."""
+
+    # -- asyncio's calls
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast("asyncio.Transport", transport)
+        address = transport.get_extra_info("peername") or ("", 0)
+        self.peer = f"{address[0]}:{address[1]}"
+        self.local = (transport.get_extra_info("sockname") or ("", 0))[:2]
+        self.tls = transport.get_extra_info("ssl_object") is not None
+        if not self._host.admit(self):
+            self._transport.abort()
+            return
+        self._transport.set_write_buffer_limits(high=WRITE_BYTES_MAX)
+        self._task = asyncio.get_running_loop().create_task(self._serve(), name=f"kafka-{self.peer}")
+
+    def data_received(self, data: bytes) -> None:
+        self._buffer += data
+        self._take_frames()
+
+    def eof_received(self) -> bool:
+        return False  # nobody is left who could take a response
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._closing = True
+        self._writable.set()
+        if self._task is not None and not self._task.done():
+            self._task.cancel()
+        self._keep(0)
+        self._host.forget(self)
+
+    def pause_writing(self) -> None:
+        self._writable.clear()
+
+    def resume_writing(self) -> None:
+        self._writable.set()
+
+    # -- requests
+
+    def _take_frames(self) -> None:
+        """Whole requests out of what has arrived; more is read when there is room for it."""
+        position = 0
+        while len(self._buffer) - position >= 4 and not self._has_enough:
+            size = int.from_bytes(self._buffer[position : position + 4], "big", signed=True)
+            allowed = self._limits.request_bytes_max if self.authenticated else FIRST_REQUESTS_BYTES_MAX
+            if not 0 < size <= allowed:
+                self.fail(f"announces a request of {size} bytes; {allowed} are allowed")
+                return
+            if len(self._buffer) - position - 4 < size:
+                break
+            self._frames.append(bytes(self._buffer[position + 4 : position + 4 + size]))
+            self._frames_bytes += size
+            position += 4 + size
+        del self._buffer[:position]
+        if self._frames:
+            self._arrived.set()
+        if self._keep(len(self._buffer) + self._frames_bytes):
+            self._update_reading()
+        else:
+            self.fail("with its request, all clients together would have too many bytes waiting here")
+
+    @property
+    def _has_enough(self) -> bool:
+        return len(self._frames) >= REQUESTS_WAITING_MAX or self._frames_bytes >= self._limits.request_bytes_max
+
+    def _keep(self, size: int) -> bool:
+        """So many bytes of requests are in memory for this connection. False: too many, with those of all others."""
+        grown, self._kept_bytes = size - self._kept_bytes, size
+        return self._host.keep(grown)
+
+    def _update_reading(self) -> None:
+        transport = self._transport
+        if transport is None or transport.is_closing():
+            return
+        if self._has_enough:
+            transport.pause_reading()
+        else:
+            transport.resume_reading()
+
+    async def _serve(self) -> None:
+        answer = self._host.requests(self)
+        try:
+            while not self._closing:
+                frame = await self._next()
+                self.busy = True
+                pieces = await answer(frame)
+                if pieces is not None:
+                    await self._send(pieces)
+                self.busy = False
+            self._close()
+        except wire.ProtocolError as error:
+            self.fail(str(error))
+        except TimeoutError as error:
+            self._host.count("timeouts")
+            self._end(logging.INFO, str(error))
+        except OSError as error:
+            self._end(logging.WARNING, f"the response could not be sent: {error.strerror or error}")
+        except asyncio.CancelledError:
+            self.abort()
+            raise
+        except Exception:
+            self._host.count("faults")
+            logging.getLogger("gateway.kafka").exception("a request could not be answered, which is a fault of ours")
+            self.abort()
+
+    async def _next(self) -> bytes:
+        """The next request. Raises TimeoutError when none comes for too long."""
+        if not self._frames:
+            self._arrived.clear()
+            try:
+                async with asyncio.timeout(self._limits.idle_timeout_s):
+                    await self._arrived.wait()
+            except TimeoutError:
+                raise TimeoutError("it was silent, or a request was cut short, for too long") from None
+        frame = self._frames.popleft()
+        self._frames_bytes -= len(frame)
+        self._take_frames()
+        return frame
+
+    def fail(self, cause: str) -> None:
+        """Close, because the peer is at fault."""
+        self._host.count("protocol_errors")
+        self._end(logging.WARNING, cause)
+
+    def _end(self, level: int, cause: str) -> None:
+        if not self._closing:
+            self._host.say(level, "connection closed", peer=self.peer, client=self.client_id, cause=cause)
+        self.abort()
+
+    def _close(self) -> None:
+        if self._transport is not None:
+            self._transport.close()
+
+    def abort(self) -> None:
+        """Close at once."""
+        self._closing = True
+        if self._transport is not None:
+            self._transport.abort()
+
+    def shut(self) -> None:
+        """Close when what is being sent has left; at once if nothing is."""
+        self._closing = True
+        if not self.busy:
+            self.abort()
+
+    # -- responses
+
+    async def _send(self, pieces: Sequence[Piece]) -> None:
+        """Raises TimeoutError when the client does not take it in time. The files of the pieces are closed."""
+        started = time.monotonic()
+        try:
+            async with asyncio.timeout(self._limits.response_timeout_s):
+                for piece in await self._small_ones_read(pieces):
+                    await self._send_piece(piece)
+                await self._writable.wait()
+        except TimeoutError:
+            waited_s = time.monotonic() - started
+            self._host.count("slow_clients")
+            raise TimeoutError(f"it did not take a response within {waited_s:.0f} s") from None
+        finally:
+            close(piece for piece in pieces if isinstance(piece, Slice))
+
+    async def _small_ones_read(self, pieces: Sequence[Piece]) -> list[Piece]:
+        """What is small goes together in one write, and one packet."""
+        joined: list[Piece] = []
+        text = bytearray()
+        for piece in pieces:
+            if isinstance(piece, Slice) and piece.length >= SENDFILE_BYTES_MIN:
+                joined += [bytes(text), piece]
+                text.clear()
+            elif isinstance(piece, Slice):
+                text += await self._host.disk.run(read_slice, piece, 0, piece.length)
+            else:
+                text += piece
+        joined.append(bytes(text))
+        return [piece for piece in joined if isinstance(piece, Slice) or piece]
+
+    async def _send_piece(self, piece: Piece) -> None:
+        transport = self._open_transport()
+        if not isinstance(piece, Slice):
+            transport.write(piece)
+            self._host.count("bytes_sent", len(piece))
+        elif self.tls:
+            for start in range(0, piece.length, READ_BYTES):
+                length = min(READ_BYTES, piece.length - start)
+                transport.write(await self._host.disk.run(read_slice, piece, start, length))
+                await self._writable.wait()
+            self._host.count("bytes_sent", piece.length)
+        else:
+            await self._send_file(transport, piece)
+            self._host.count("bytes_sent", piece.length)
+        await self._writable.wait()
+
+    def _open_transport(self) -> asyncio.Transport:
+        if self._transport is None or self._transport.is_closing():
+            raise ConnectionAbortedError("the client closed the connection")
+        return self._transport
+
+    async def _send_file(self, transport: asyncio.Transport, piece: Slice) -> None:
+        """From the page cache to the socket, by sendfile(2)."""
+        loop = asyncio.get_running_loop()
+        sent = await loop.sendfile(transport, piece.file, piece.position, piece.length, fallback=False)
+        if sent != piece.length:
+            raise OSError(f"the file ended after {sent} of {piece.length} bytes")
+
+
+def read_slice(piece: Slice, start: int, length: int) -> bytes:
+    """Bytes of a slice; on a thread that may wait for the disk. Raises OSError."""
+    piece.file.seek(piece.position + start)
+    data = b""
+    while len(data) < length:
+        more = piece.file.read(length - len(data))
+        if not more:
+            raise OSError(f"the file ended {length - len(data)} bytes before the records do")
+        data += more
+    return data

@@ -1,0 +1,314 @@
+"""The endpoint as the app starts and stops it: a source like any other, with a thread of its own.
+
+Why a thread: requests look at the disk, and what clients send is parsed in Python. On the gateway's event loop a
+consumer that reads last week's data would hold up the devices; here it holds up other consumers at most, and those
+hardly, as the disk is read on further threads.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import ssl
+import threading
+from collections import Counter
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from gateway.clock import NS_PER_S
+from gateway.config import KafkaConfig, split_bind
+from gateway.errors import FormatError, SourceError
+from gateway.ingest import limits as machine_limits
+from gateway.ingest.engine import Engine
+from gateway.ingest.source import SourceContext
+from gateway.log.layout import read_meta
+from gateway.serve.kafka import wire
+from gateway.serve.kafka.catalog import Catalog
+from gateway.serve.kafka.commits import Committer, Journal
+from gateway.serve.kafka.connection import Connection
+from gateway.serve.kafka.coordinator import Coordinator
+from gateway.serve.kafka.fetch import Fetcher, Piece
+from gateway.serve.kafka.requests import Requests
+from gateway.serve.kafka.users import Users
+from gateway.serve.kafka.waiting import Disk, Waiting
+from gateway.server_tls import server_context
+
+# Of the ring through which produced records go, and commits are heard of.
+RING = "kafka"
+BACKLOG = 128
+# How long stopping waits for responses that are on their way.
+DRAIN_TIMEOUT_S = 2.0
+# How long its thread may take to end.
+_ENDED_S = 10.0
+
+Result = TypeVar("Result")
+
+
+class _EngineView:
+    """What the catalog asks of the engine, from another thread; both are single loads."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    @property
+    def streams(self) -> dict[str, int]:
+        return self._engine.streams
+
+    def durable_offset(self, index: int) -> int:
+        offset: int = self._engine.writer.partition_state(index)["durable_offset"]
+        return offset
+
+
+class Settings:
+    """The configuration's limits, in the units that are used here."""
+
+    def __init__(self, config: KafkaConfig) -> None:
+        self.request_bytes_max = config.max_request_bytes
+        self.idle_timeout_s = config.idle_timeout_ns / NS_PER_S
+        self.response_timeout_s = config.response_timeout_ns / NS_PER_S
+        self.connect_timeout_s = config.connect_timeout_ns / NS_PER_S
+
+
+class Server:
+    """Everything that lives on the endpoint's thread. Made there; nothing of it is for other threads but `counters`."""
+
+    def __init__(self, config: KafkaConfig, context: SourceContext, users: Users | None) -> None:
+        """Raises FormatError or OSError when committed offsets cannot be read."""
+        self.config = config
+        self.limits = Settings(config)
+        self.counters: Counter[str] = Counter()
+        self.disk = Disk()
+        engine = context.engine
+        self.catalog = Catalog(context.config, _EngineView(engine))
+        self.waiting = Waiting(self.catalog.durable_offset)
+        self.fetcher = Fetcher(self.catalog, self.waiting, self.disk)
+        data = Path(context.config.data)
+        self.coordinator = Coordinator(self.catalog, Committer(Journal(data), self.disk), self.disk)
+        self.cluster_id = _cluster_id(data)
+        self._users = users
+        self._logger = context.logger
+        self._ring = engine.ring(RING, machine_limits.kafka_ring_bytes(context.config))
+        self.producer_handlers: dict[int, Callable[[wire.Header, Any], Awaitable[Any]]] = {}
+        self.offered = self._offered()
+        self._connections: set[Connection] = set()
+        self._kept_bytes = 0
+        self._closing = False
+        self._listening: asyncio.Server | None = None
+        self._emptied = asyncio.Event()
+
+    def _offered(self) -> dict[int, tuple[int, int]]:
+        left_out = set() if self.producer_handlers else {wire.PRODUCE, wire.INIT_PRODUCER_ID}
+        left_out |= set() if self._users is not None else {wire.SASL_HANDSHAKE, wire.SASL_AUTHENTICATE}
+        return {key: versions for key, versions in wire.VERSIONS.items() if key not in left_out}
+
+    # -- life, on its own event loop
+
+    async def start(self, tls: ssl.SSLContext | None) -> None:
+        """Listen. Raises OSError."""
+        loop = asyncio.get_running_loop()
+        self._listening = await loop.create_server(
+            lambda: Connection(self),
+            self.config.host,
+            self.config.port,
+            ssl=tls,
+            backlog=BACKLOG,
+            ssl_handshake_timeout=self.limits.connect_timeout_s if tls is not None else None,
+        )
+        loop.add_reader(self._ring.event_fd, self._committed)
+        self._ring.set_ack_interest(True)
+        self.coordinator.start()
+
+    @property
+    def address(self) -> tuple[str, int]:
+        """Host and port that are bound."""
+        assert self._listening is not None, "asked before it listens"
+        host, port = self._listening.sockets[0].getsockname()[:2]
+        return host, port
+
+    def _committed(self) -> None:
+        """Something has become durable."""
+        self._ring.clear_event()
+        self.waiting.commit()
+
+    async def pause(self) -> None:
+        """Let nobody in any more."""
+        self._closing = True
+        if self._listening is not None:
+            self._listening.close()
+
+    async def stop(self) -> None:
+        """Let responses on their way leave, then close everything."""
+        await self.pause()
+        for connection in tuple(self._connections):
+            connection.shut()
+        if self._connections:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._emptied.wait(), DRAIN_TIMEOUT_S)
+        for connection in tuple(self._connections):
+            connection.abort()
+        await asyncio.sleep(0)  # the transports tell their connections
+        if self._listening is not None:
+            self._ring.set_ack_interest(False)
+            asyncio.get_running_loop().remove_reader(self._ring.event_fd)
+        self.waiting.stop()
+        await self.coordinator.stop()
+        self.disk.close()
+
+    # -- what connections ask
+
+    def admit(self, connection: Connection) -> bool:
+        """False: there are too many connections."""
+        if self._closing or len(self._connections) >= self.config.connections_max:
+            self.count("refused")
+            return False
+        self.count("accepted")
+        self._connections.add(connection)
+        connection.authenticated = self._users is None
+        if self._users is not None:
+            asyncio.get_running_loop().call_later(self.limits.connect_timeout_s, self._check_known, connection)
+        return True
+
+    def _check_known(self, connection: Connection) -> None:
+        if connection in self._connections and not connection.authenticated:
+            connection.fail("did not prove in time who it is")
+
+    def forget(self, connection: Connection) -> None:
+        """It is closed."""
+        self._connections.discard(connection)
+        if not self._connections:
+            self._emptied.set()
+
+    def keep(self, grown: int) -> bool:
+        """So many more bytes of requests wait in memory. False: too many of all clients together."""
+        self._kept_bytes += grown
+        return grown <= 0 or self._kept_bytes <= machine_limits.KAFKA_REQUESTS_BYTES
+
+    def requests(self, connection: Connection) -> Callable[[bytes], Awaitable[Sequence[Piece] | None]]:
+        """What answers the connection's requests."""
+        return Requests(self, connection, self._users).answer
+
+    def advertised(self, connection: Connection) -> tuple[str, int]:
+        """Where this client is told to come to."""
+        if self.config.advertise is not None:
+            return split_bind(self.config.advertise)
+        return connection.local
+
+    def count(self, name: str, amount: int = 1) -> None:
+        """For the statistics."""
+        self.counters[name] += amount
+
+    def say(self, level: int, event: str, **fields: object) -> None:
+        """One line in the log."""
+        self._logger.log(level, event, extra={"fields": {"source": "kafka", **fields}})
+
+    def statistics(self) -> dict[str, Any]:
+        """Counters and the present state."""
+        return {
+            **dict(self.counters),
+            "connections": len(self._connections),
+            "fetches_waiting": len(self.waiting),
+            "requests_bytes": self._kept_bytes,
+            **self.coordinator.statistics(),
+        }
+
+
+class KafkaEndpoint:
+    """`Source` of the app: the server on a thread of its own. Its methods are called on the app's event loop."""
+
+    kind = "kafka"
+
+    def __init__(self, name: str, config: KafkaConfig, context: SourceContext) -> None:
+        """Raises ConfigError for files that cannot be used."""
+        self.name = name
+        self.config = config
+        self._context = context
+        self._users = Users(config.users_file) if config.users_file is not None else None
+        self._tls = server_context(config.tls_cert, config.tls_key) if config.tls_cert is not None else None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._thread: threading.Thread | None = None
+        self._server: Server | None = None
+
+    # -- the source's life
+
+    async def start(self) -> None:
+        """Listen. Raises SourceError when the address cannot be bound, or committed offsets cannot be read."""
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._run, name="gateway-kafka", daemon=True)
+        self._thread.start()
+        try:
+            await self._call(self._start())
+        except OSError as error:
+            raise SourceError(
+                f"cannot listen on {self.config.bind}, or not read what groups have committed: "
+                f"{error.strerror or error}. Choose another 'bind', or end the program that uses it.",
+                source=self.name,
+            ) from error
+        except FormatError as error:
+            raise SourceError(str(error), source=self.name) from error
+        host, port = self.address
+        self._context.logger.info("listening", extra={"fields": {"source": self.name, "address": f"{host}:{port}"}})
+
+    def _run(self) -> None:
+        assert self._loop is not None, "started before"
+        asyncio.set_event_loop(self._loop)
+        self._loop.run_forever()
+        self._loop.close()
+
+    async def _start(self) -> None:
+        self._server = Server(self.config, self._context, self._users)
+        await self._server.start(self._tls)
+
+    async def _call(self, what: Coroutine[Any, Any, Result]) -> Result:
+        """Run it on the server's event loop and wait for it here."""
+        assert self._loop is not None, "started before"
+        return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(what, self._loop))
+
+    @property
+    def address(self) -> tuple[str, int]:
+        """Host and port that are bound."""
+        assert self._server is not None, "started before"
+        return self._server.address
+
+    def refresh(self) -> None:
+        """Read users and certificates again, for connections to come. After a ConfigError all is as before."""
+        if self.config.tls_cert is not None and self._tls is not None:
+            server_context(self.config.tls_cert, self.config.tls_key)  # are they sound?
+            self._tls.load_cert_chain(self.config.tls_cert, self.config.tls_key or self.config.tls_cert)
+        if self._users is not None:
+            self._users.reload()
+
+    async def pause(self) -> None:
+        """Accept no more clients and no more records."""
+        if self._server is not None:
+            await self._call(self._server.pause())
+
+    async def drain(self) -> None:
+        """Acknowledgements leave as soon as they are due; `stop` waits for them."""
+
+    async def stop(self) -> None:
+        """Close everything. Safe after any of the others."""
+        loop, thread = self._loop, self._thread
+        if loop is None or thread is None:
+            return
+        if self._server is not None:
+            await self._call(self._server.stop())
+        self._loop = self._thread = None
+        loop.call_soon_threadsafe(loop.stop)
+        await asyncio.to_thread(thread.join, _ENDED_S)
+
+    def statistics(self) -> dict[str, Any]:
+        """Counters and the present state."""
+        return self._server.statistics() if self._server is not None else {}
+
+
+def create(name: str, config: KafkaConfig, context: SourceContext) -> KafkaEndpoint:
+    """The factory; see `gateway.ingest.source`."""
+    return KafkaEndpoint(name, config, context)
+
+
+def _cluster_id(data: Path) -> str:
+    """The same for as long as the data directory lives; in the form of Kafka's: 22 characters."""
+    meta = read_meta(data)
+    return hashlib.sha256(f"{meta.site}\n{meta.created}".encode()).hexdigest()[:22]

@@ -1,0 +1,124 @@
+"""Where in the segments the records of a fetch lie: whole batches, sound ones, in one file.
+
+The bytes on disk are what Kafka sends over the wire, so a fetch is a place in a file. Before it is handed out each
+batch's CRC-32C is checked: a client that meets a bad one stops for ever at it, whereas what is left out here it takes
+for records that were compacted away. What is damaged is reported once, and passed over.
+"""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import BinaryIO, NamedTuple
+
+from gateway.log.partition import Limit, PartitionReader, Place
+from gateway.log.segment import Walk
+
+logger = logging.getLogger("gateway.kafka")
+
+# Where consumers that read on will ask next is remembered for so many of them.
+HINTS_MAX = 256
+# Damaged places that are remembered, so as to be reported once.
+REPORTED_MAX = 1_024
+
+
+class Slice(NamedTuple):
+    """Bytes of an open file. Whoever has it closes the file."""
+
+    file: BinaryIO
+    position: int
+    length: int
+
+
+class _Run(NamedTuple):
+    """Batches that follow each other in a file."""
+
+    position: int
+    end: int
+    next_offset: int
+
+
+class Slices:
+    """Looks places up in one partition. Not for two threads at a time."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        self._hints: dict[int, tuple[int, int]] = {}  # offset: base offset of its segment, position
+        self._reported: set[tuple[Path, int]] = set()
+
+    def find(self, reader: PartitionReader, limit: Limit, offset: int, bytes_max: int) -> Slice | None:
+        """Batches from the one with `offset` on: at least one, and no more than fit into `bytes_max`.
+
+        None if everything from there on is damaged, or went with retention just now. Raises OSError.
+        """
+        for place in reader.places(offset, limit):
+            run = self._run(self._from_hint(place, offset), offset, bytes_max)
+            if run is None:
+                continue
+            try:
+                file = place.segment.path.open("rb", buffering=0)
+            except FileNotFoundError:
+                continue
+            self._remember(run, place.segment.base_offset)
+            return Slice(file, run.position, run.end - run.position)
+        return None
+
+    def _from_hint(self, place: Place, offset: int) -> Place:
+        """The batch where the last fetch ended, if this one goes on there: spares a walk from the index's entry."""
+        base, position = self._hints.get(offset, (-1, 0))
+        if base == place.segment.base_offset and position < place.end:
+            header = place.segment.header(position)
+            if header is not None and header.base_offset == offset:
+                return place._replace(position=position, base_offset=offset)
+        return place
+
+    def _remember(self, run: _Run, segment_base: int) -> None:
+        self._hints.pop(run.next_offset, None)
+        if len(self._hints) >= HINTS_MAX:
+            del self._hints[next(iter(self._hints))]
+        self._hints[run.next_offset] = (segment_base, run.end)
+
+    def _run(self, place: Place, offset: int, bytes_max: int) -> _Run | None:
+        """The wanted batches behind `place`, up to the first damage; damage before the first of them is passed over."""
+        position, base_offset = place.position, place.base_offset
+        while position < place.end:
+            walk = Walk(place.segment, position, place.end, expected_offset=base_offset)
+            run = _collect(walk, offset, bytes_max, place.offset_max)
+            if run is not None:
+                return run
+            if walk.end.clean or walk.end.next_offset >= place.offset_max:
+                return None
+            self._report(walk, place)
+            lowest = max(walk.end.next_offset, base_offset)
+            found = place.segment.find_batch(walk.end.position + 1, place.end, lowest, place.offset_max)
+            header = place.segment.header(found) if found is not None else None
+            if found is None or header is None:
+                return None
+            position, base_offset = found, header.base_offset
+        return None
+
+    def _report(self, walk: Walk, place: Place) -> None:
+        damage = walk.end.damage(place.segment.path)
+        where = (damage.path, damage.position)
+        if where in self._reported or len(self._reported) >= REPORTED_MAX:
+            return
+        self._reported.add(where)
+        logger.error(
+            "consumers are led past damage; `gateway verify` says more", extra={"fields": {"place": str(damage)}}
+        )
+
+
+def _collect(walk: Walk, offset: int, bytes_max: int, offset_max: int) -> _Run | None:
+    run: _Run | None = None
+    for batches in walk:
+        for position, length, base_offset, last_offset, *_ in batches:
+            if last_offset < offset:
+                continue
+            if base_offset >= offset_max:
+                return run
+            if run is not None and position + length - run.position > bytes_max:
+                return run
+            run = _Run(position if run is None else run.position, position + length, last_offset + 1)
+        if run is not None and run.end - run.position >= bytes_max:
+            return run
+    return run
