@@ -6,8 +6,8 @@ import asyncio
 import logging
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable, Sequence
-from typing import Protocol, cast
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from typing import Any, Protocol, cast
 
 from gateway.serve.kafka import wire
 from gateway.serve.kafka.fetch import Piece, close
@@ -18,12 +18,19 @@ from gateway.serve.kafka.waiting import Disk
 REQUESTS_WAITING_MAX = 16
 # As long as nobody knows who it is. Kafka's own limit for the requests of SASL, too.
 FIRST_REQUESTS_BYTES_MAX = 512 * 2**10
+# Responses that are due while the next request is looked at already: those of Produce wait for the disk.
+RESPONSES_WAITING_MAX = 8
 # Below this a copy costs less than another system call and another packet.
 SENDFILE_BYTES_MIN = 64 * 2**10
 # TLS needs the bytes in memory: so many at a time.
 READ_BYTES = 256 * 2**10
 # After this many bytes in the socket's own queue, a response waits until the client has taken some.
 WRITE_BYTES_MAX = 128 * 2**10
+
+
+# None: the client wants no answer.
+Pieces = Sequence[Piece] | None
+Response = Pieces | Awaitable[Pieces]
 
 
 class Limits(Protocol):
@@ -50,7 +57,7 @@ class Host(Protocol):
     def keep(self, grown: int) -> bool: ...
     def count(self, name: str, amount: int = 1) -> None: ...
     def say(self, level: int, event: str, **fields: object) -> None: ...
-    def requests(self, connection: Connection) -> Callable[[bytes], Awaitable[Sequence[Piece] | None]]: ...
+    def requests(self, connection: Connection) -> Callable[[bytes], Awaitable[Response]]: ...
 
 
 class Connection(asyncio.Protocol):
@@ -77,8 +84,7 @@ class Connection(asyncio.Protocol):
         self.user = ""
         self.authenticated = False
         """Whether who it is has been proved; see `requests` for what may be asked before."""
-        self.busy = False
-        """Whether a request is being answered."""
+        self._busy = 0  # requests that are being answered
 
     # -- asyncio's calls
 
@@ -158,16 +164,46 @@ class Connection(asyncio.Protocol):
             transport.resume_reading()
 
     async def _serve(self) -> None:
-        answer = self._host.requests(self)
+        """Take requests one after the other, while another task sends their responses."""
+        responses: asyncio.Queue[Response] = asyncio.Queue(RESPONSES_WAITING_MAX)
+        sending = asyncio.get_running_loop().create_task(self._guarded(self._send_all(responses)))
         try:
-            while not self._closing:
-                frame = await self._next()
-                self.busy = True
-                pieces = await answer(frame)
-                if pieces is not None:
-                    await self._send(pieces)
-                self.busy = False
-            self._close()
+            await self._guarded(self._take_all(responses))
+        finally:
+            sending.cancel()
+            await asyncio.wait([sending])
+            while not responses.empty():
+                _drop(responses.get_nowait())
+
+    async def _take_all(self, responses: asyncio.Queue[Response]) -> None:
+        answer = self._host.requests(self)
+        while not self._closing:
+            frame = await self._next()
+            self._busy += 1
+            response = await answer(frame)
+            try:
+                await responses.put(response)
+            except asyncio.CancelledError:
+                _drop(response)
+                raise
+        await responses.join()
+        self._close()
+
+    async def _send_all(self, responses: asyncio.Queue[Response]) -> None:
+        while True:
+            response = await responses.get()
+            pieces = await response if isinstance(response, Awaitable) else response
+            if pieces is not None:
+                await self._send(pieces)
+            self._busy -= 1
+            responses.task_done()
+            if self._closing and not self._busy:
+                self._close()
+
+    async def _guarded(self, work: Coroutine[Any, Any, None]) -> None:
+        """Whatever ends it ends the connection, with one line in the log."""
+        try:
+            await work
         except wire.ProtocolError as error:
             self.fail(str(error))
         except TimeoutError as error:
@@ -220,7 +256,7 @@ class Connection(asyncio.Protocol):
     def shut(self) -> None:
         """Close when what is being sent has left; at once if nothing is."""
         self._closing = True
-        if not self.busy:
+        if not self._busy:
             self.abort()
 
     # -- responses
@@ -282,6 +318,12 @@ class Connection(asyncio.Protocol):
         sent = await loop.sendfile(transport, piece.file, piece.position, piece.length, fallback=False)
         if sent != piece.length:
             raise OSError(f"the file ended after {sent} of {piece.length} bytes")
+
+
+def _drop(response: Response) -> None:
+    """It will not be sent."""
+    if not isinstance(response, Awaitable):
+        close(piece for piece in response or () if isinstance(piece, Slice))
 
 
 def read_slice(piece: Slice, start: int, length: int) -> bytes:

@@ -15,7 +15,7 @@ from gateway.serve.kafka.fetch import Piece
 from gateway.serve.kafka.users import Users
 
 if TYPE_CHECKING:
-    from gateway.serve.kafka.connection import Connection
+    from gateway.serve.kafka.connection import Connection, Response
     from gateway.serve.kafka.server import Server
 
 # The only broker there is.
@@ -48,11 +48,11 @@ class Requests:
             wire.SASL_HANDSHAKE: self._sasl_handshake,
             wire.SASL_AUTHENTICATE: self._sasl_authenticate,
             **server.coordinator.handlers,
-            **server.producer_handlers,
+            wire.INIT_PRODUCER_ID: server.produce.init_producer_id,
         }
 
-    async def answer(self, frame: bytes) -> Sequence[Piece] | None:
-        """The response; None: it wants none. Raises ProtocolError, after which the connection is closed."""
+    async def answer(self, frame: bytes) -> Response:
+        """The response, or what will become one. Raises ProtocolError, after which the connection is closed."""
         header = wire.parse_header(frame)
         self._connection.client_id = header.client_id or self._connection.client_id
         if not wire.is_supported(header.api_key, header.version):
@@ -65,10 +65,10 @@ class Requests:
         self._server.count("requests")
         if header.api_key == wire.FETCH:
             return await self._server.fetcher.answer(header, request)
-        values = await self._handlers[header.api_key](header, request)
-        if header.api_key == wire.PRODUCE and request.acks == 0:
-            return None
-        return [wire.response(header, values)]
+        if header.api_key == wire.PRODUCE:
+            later = await self._server.produce.produce(header, request)
+            return None if request.acks == 0 else _later(header, later)
+        return [wire.response(header, await self._handlers[header.api_key](header, request))]
 
     async def _api_versions(self, header: wire.Header, request: Any) -> Values:
         return {"error_code": ErrorCode.none, "api_keys": wire.api_ranges(self._server.offered)}
@@ -169,6 +169,10 @@ class Requests:
         await asyncio.sleep(REFUSAL_DELAY_S)
         self._connection.shut()
         return _refusal(ErrorCode.sasl_authentication_failed, "Name or password is wrong, or not well sent.")
+
+
+async def _later(header: wire.Header, values: Awaitable[Values]) -> Sequence[Piece]:
+    return [wire.response(header, await values)]
 
 
 def _topic(name: str, *, known: bool) -> Values:

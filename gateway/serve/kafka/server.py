@@ -10,10 +10,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
+import logging
 import ssl
 import threading
 from collections import Counter
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Coroutine
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -27,9 +28,11 @@ from gateway.log.layout import read_meta
 from gateway.serve.kafka import wire
 from gateway.serve.kafka.catalog import Catalog
 from gateway.serve.kafka.commits import Committer, Journal
-from gateway.serve.kafka.connection import Connection
+from gateway.serve.kafka.connection import Connection, Response
 from gateway.serve.kafka.coordinator import Coordinator
-from gateway.serve.kafka.fetch import Fetcher, Piece
+from gateway.serve.kafka.fetch import Fetcher
+from gateway.serve.kafka.produce import Intake, ProduceRequests
+from gateway.serve.kafka.producer_log import ProducerLog
 from gateway.serve.kafka.requests import Requests
 from gateway.serve.kafka.users import Users
 from gateway.serve.kafka.waiting import Disk, Waiting
@@ -37,6 +40,8 @@ from gateway.server_tls import server_context
 
 # Of the ring through which produced records go, and commits are heard of.
 RING = "kafka"
+# How often the state of idempotent producers is kept.
+CHECKPOINT_INTERVAL_S = 10.0
 BACKLOG = 128
 # How long stopping waits for responses that are on their way.
 DRAIN_TIMEOUT_S = 2.0
@@ -90,7 +95,11 @@ class Server:
         self._users = users
         self._logger = context.logger
         self._ring = engine.ring(RING, machine_limits.kafka_ring_bytes(context.config))
-        self.producer_handlers: dict[int, Callable[[wire.Header, Any], Awaitable[Any]]] = {}
+        partitions = {name: engine.partition(name) for name in config.produce}
+        self.intake = Intake(self._ring, partitions, context.config.limits.record_bytes_max)
+        self.produce = ProduceRequests(self.intake, self.coordinator.new_producer_ids, allowed=bool(config.produce))
+        self._producer_log = ProducerLog(data, config.produce)
+        self._checkpoints: asyncio.Task[None] | None = None
         self.offered = self._offered()
         self._connections: set[Connection] = set()
         self._kept_bytes = 0
@@ -99,8 +108,8 @@ class Server:
         self._emptied = asyncio.Event()
 
     def _offered(self) -> dict[int, tuple[int, int]]:
-        left_out = set() if self.producer_handlers else {wire.PRODUCE, wire.INIT_PRODUCER_ID}
-        left_out |= set() if self._users is not None else {wire.SASL_HANDSHAKE, wire.SASL_AUTHENTICATE}
+        """Produce is offered even where nobody may: librdkafka takes its absence for a broker too old to fetch from."""
+        left_out = set() if self._users is not None else {wire.SASL_HANDSHAKE, wire.SASL_AUTHENTICATE}
         return {key: versions for key, versions in wire.VERSIONS.items() if key not in left_out}
 
     # -- life, on its own event loop
@@ -108,6 +117,9 @@ class Server:
     async def start(self, tls: ssl.SSLContext | None) -> None:
         """Listen. Raises OSError."""
         loop = asyncio.get_running_loop()
+        if self.config.produce:
+            self.intake.restore(await self.disk.run(self._producer_log.restore))
+            self._checkpoints = loop.create_task(self._checkpoint(), name="kafka-producers")
         self._listening = await loop.create_server(
             lambda: Connection(self),
             self.config.host,
@@ -131,10 +143,23 @@ class Server:
         """Something has become durable."""
         self._ring.clear_event()
         self.waiting.commit()
+        self.intake.look()
+
+    async def _checkpoint(self) -> None:
+        """What a start has to read again stays short."""
+        while True:
+            await asyncio.sleep(CHECKPOINT_INTERVAL_S)
+            await self.disk.run(self._save_producers)
+
+    def _save_producers(self) -> None:
+        try:
+            self._producer_log.checkpoint()
+        except OSError as error:
+            self.say(logging.WARNING, "producers not saved; the next start reads more", error=error.strerror)
 
     async def pause(self) -> None:
         """Let nobody in any more."""
-        self._closing = True
+        self._closing = self.intake.paused = True
         if self._listening is not None:
             self._listening.close()
 
@@ -154,6 +179,10 @@ class Server:
             asyncio.get_running_loop().remove_reader(self._ring.event_fd)
         self.waiting.stop()
         await self.coordinator.stop()
+        if self._checkpoints is not None:
+            self._checkpoints.cancel()
+            await asyncio.wait([self._checkpoints])
+            await self.disk.run(self._save_producers)
         self.disk.close()
 
     # -- what connections ask
@@ -185,7 +214,7 @@ class Server:
         self._kept_bytes += grown
         return grown <= 0 or self._kept_bytes <= machine_limits.KAFKA_REQUESTS_BYTES
 
-    def requests(self, connection: Connection) -> Callable[[bytes], Awaitable[Sequence[Piece] | None]]:
+    def requests(self, connection: Connection) -> Callable[[bytes], Awaitable[Response]]:
         """What answers the connection's requests."""
         return Requests(self, connection, self._users).answer
 
@@ -210,6 +239,9 @@ class Server:
             "connections": len(self._connections),
             "fetches_waiting": len(self.waiting),
             "requests_bytes": self._kept_bytes,
+            "batches_waiting": self.intake.waiting,
+            "records": self.intake.records,
+            "batches_sent_again": self.intake.duplicates,
             **self.coordinator.statistics(),
         }
 
@@ -251,10 +283,11 @@ class KafkaEndpoint:
         self._context.logger.info("listening", extra={"fields": {"source": self.name, "address": f"{host}:{port}"}})
 
     def _run(self) -> None:
-        assert self._loop is not None, "started before"
-        asyncio.set_event_loop(self._loop)
-        self._loop.run_forever()
-        self._loop.close()
+        loop = self._loop
+        assert loop is not None, "started before"
+        asyncio.set_event_loop(loop)
+        loop.run_forever()
+        loop.close()
 
     async def _start(self) -> None:
         self._server = Server(self.config, self._context, self._users)
