@@ -12,7 +12,7 @@ from typing import Any
 
 from gateway_native import ring as native_ring
 
-from gateway.config import from_dict
+from gateway.config import Config, from_dict
 from gateway.ingest.engine import Engine
 from gateway.ingest.source import SourceContext
 from gateway.log.layout import prepare
@@ -49,14 +49,19 @@ class RunningEndpoint:
         assert await asyncio.to_thread(self.engine.flush)
 
 
-@asynccontextmanager
-async def running_endpoint(data: Path, *, streams: Any = None, **kafka: Any) -> AsyncIterator[RunningEndpoint]:
-    """kafka: keys of the section."""
-    config = from_dict({"data": str(data), "streams": streams or {}, "kafka": {"bind": "127.0.0.1:0", **kafka}})
+def _engine(data: Path, config: Config) -> Engine:
     data.mkdir(parents=True, exist_ok=True)
     prepare(data, "test", "UTC")
     engine = Engine(config)
     engine.start()
+    return engine
+
+
+@asynccontextmanager
+async def running_endpoint(data: Path, *, streams: Any = None, **kafka: Any) -> AsyncIterator[RunningEndpoint]:
+    """kafka: keys of the section."""
+    config = from_dict({"data": str(data), "streams": streams or {}, "kafka": {"bind": "127.0.0.1:0", **kafka}})
+    engine = _engine(data, config)
     events = Events()
     logger = logging.getLogger(f"gateway.test.{data}")
     logger.setLevel(logging.DEBUG)

@@ -10,9 +10,10 @@ from collections.abc import Mapping
 from types import TracebackType
 from typing import Any
 
-from gateway.serve.kafka import wire
 from kio.serial import entity_reader, entity_writer
 from kio.static.constants import EntityType
+
+from gateway.serve.kafka import wire
 
 TIMEOUT_S = 20.0
 

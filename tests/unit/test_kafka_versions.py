@@ -112,12 +112,13 @@ async def test_fetch(tmp_path: Path) -> None:
     """Records from an offset; nothing at the end; errors for what is not there. Headers and bytes as kio reads them."""
 
     def use(client: WireClient, version: int) -> None:
-        wanted = [(STREAM, 0, 1), (STREAM, 0, 3), (STREAM, 0, 4), (STREAM, 1, 0), ("absent", 0, 0)]
+        places = [(STREAM, 0, 1), (STREAM, 0, 3), (STREAM, 0, 4), (STREAM, 1, 0), ("absent", 0, 0)]
+        wanted = [(topic, number, {"fetch_offset": at, "partition_max_bytes": 2**20}) for topic, number, at in places]
         answer = client.call(
             wire.FETCH, version, replica_id=-1, max_wait=timedelta(0), min_bytes=1, max_bytes=2**20, isolation_level=0,
             topics=[
-                {"topic": topic, "partitions": [{"partition": number, "fetch_offset": offset, "partition_max_bytes": 2**20}]}
-                for topic, number, offset in wanted
+                {"topic": topic, "partitions": [{"partition": number, **place}]}
+                for topic, number, place in wanted
             ],
             forgotten_topics_data=[],
         )  # fmt: skip

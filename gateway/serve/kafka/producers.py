@@ -2,7 +2,8 @@
 
 A record of such a producer carries ``producer = <id>:<epoch>:<sequence>`` as a header, so that what is known here
 comes back from the log itself, as far as it is durable, record by record: after a crash in the middle of a batch, too.
-Source: Apache Kafka, ProducerStateManager and ProducerAppendInfo; sequence numbers go from 0 to 2^31 - 1 and begin anew.
+Source: Apache Kafka, ProducerStateManager and ProducerAppendInfo. Sequence numbers go from 0 to 2^31 - 1, then begin
+anew.
 """
 
 from __future__ import annotations
