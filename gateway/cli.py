@@ -33,6 +33,7 @@ _COMMANDS = {
     "export": "gateway.commands.export",
     "verify": "gateway.commands.verify",
     "config": "gateway.commands.config",
+    "kafka-user": "gateway.commands.kafka_user",
 }
 EXIT_INTERRUPTED = 130
 

@@ -511,14 +511,14 @@ class KafkaConfig(Section):
     # What clients are told to come back to; default: the address at which they came.
     advertise: Annotated[str, AfterValidator(_check_advertise)] | None = None
     produce: list[Name] = []  # streams that clients may write to
-    connections_max: int = Field(default=256, ge=1, le=100_000)
+    connections_max: int = Field(default=100, ge=1, le=100_000)
     max_request_bytes: SizeBytes = Field(default=17 * MIB, alias="max_request", ge=64 * KIB, le=64 * MIB)
     connect_timeout_ns: DurationNs = Field(
         default=10 * NS_PER_S, alias="connect_timeout", ge=NS_PER_S, le=10 * MINUTE_NS
     )
     idle_timeout_ns: DurationNs = Field(default=10 * MINUTE_NS, alias="idle_timeout", ge=NS_PER_S, le=DAY_NS)
-    # How long a client may take for one response, of 16 MiB at most.
-    response_timeout_ns: DurationNs = Field(default=MINUTE_NS, alias="response_timeout", ge=NS_PER_S, le=60 * MINUTE_NS)
+    # From the first byte of a request or a response to its last.
+    transfer_timeout_ns: DurationNs = Field(default=MINUTE_NS, alias="transfer_timeout", ge=NS_PER_S, le=60 * MINUTE_NS)
     tls_cert: FilePath | None = None
     tls_key: FilePath | None = None  # default: in the same file as the certificate
     users_file: FilePath | None = None  # as `gateway kafka-user` writes it

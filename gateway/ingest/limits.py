@@ -71,8 +71,10 @@ def session_rings_bytes(config: Config) -> int:
     return len(config.mqtt.listeners) * SESSION_RING_BYTES
 
 
-# What Kafka clients send and receive waits in memory up to these sums, all clients together.
+# Large requests of Kafka clients have so much memory, all clients together …
 KAFKA_REQUESTS_BYTES = 64 * 2**20
+# … and small ones, and responses, so much for each connection.
+KAFKA_CONNECTION_BYTES = 2**19
 # Through which produced records go.
 KAFKA_RING_BYTES = 64 * 2**20
 KAFKA_IDLE_RING_BYTES = 2**16
@@ -86,8 +88,10 @@ def kafka_ring_bytes(config: Config) -> int:
 
 
 def kafka_bytes(config: Config) -> int:
-    """Its ring, and requests that wait there."""
-    return kafka_ring_bytes(config) + KAFKA_REQUESTS_BYTES if config.kafka is not None else 0
+    """Its ring, and what it holds of requests and responses."""
+    if config.kafka is None:
+        return 0
+    return kafka_ring_bytes(config) + KAFKA_REQUESTS_BYTES + config.kafka.connections_max * KAFKA_CONNECTION_BYTES
 
 
 def memory_bytes(config: Config) -> int:

@@ -66,7 +66,7 @@ class Journal:
         """Producer ids from here on are free."""
         self._files = files
         self._size = 0
-        self._live_bytes = 0
+        self._live_bytes = 0  # what counted when that was last looked at
         self._load()
 
     @property
@@ -124,7 +124,6 @@ class Journal:
             self._cut()
             raise
         self._size += len(text)
-        self._live_bytes += len(text)
 
     def _cut(self) -> None:
         """Part of the failed write may be there, and must not be taken for more when the next one follows it."""

@@ -15,7 +15,9 @@ from gateway.serve.kafka.slices import Slice
 from gateway.serve.kafka.waiting import Disk
 
 # Requests that have arrived and wait for their turn. A client that sends more is read on later.
-REQUESTS_WAITING_MAX = 16
+REQUESTS_WAITING_MAX, REQUESTS_WAITING_BYTES_MAX = 16, 128 * 2**10
+# Larger ones need room that all clients share: see `Host.reserve`. So who only reads never waits for those who write.
+SMALL_REQUEST_BYTES = 64 * 2**10
 # As long as nobody knows who it is. Kafka's own limit for the requests of SASL, too.
 FIRST_REQUESTS_BYTES_MAX = 512 * 2**10
 # Responses that are due while the next request is looked at already: those of Produce wait for the disk.
@@ -41,7 +43,7 @@ class Limits(Protocol):
     @property
     def idle_timeout_s(self) -> float: ...
     @property
-    def response_timeout_s(self) -> float: ...
+    def transfer_timeout_s(self) -> float: ...
 
 
 class Host(Protocol):
@@ -54,7 +56,8 @@ class Host(Protocol):
 
     def admit(self, connection: Connection) -> bool: ...
     def forget(self, connection: Connection) -> None: ...
-    def keep(self, grown: int) -> bool: ...
+    def reserve(self, connection: Connection, size: int) -> bool: ...
+    def release(self, size: int) -> None: ...
     def count(self, name: str, amount: int = 1) -> None: ...
     def say(self, level: int, event: str, **fields: object) -> None: ...
     def requests(self, connection: Connection) -> Callable[[bytes], Awaitable[Response]]: ...
@@ -67,9 +70,11 @@ class Connection(asyncio.Protocol):
         self._host = host
         self._limits = host.limits
         self._buffer = bytearray()
-        self._frames: deque[bytes] = deque()
+        self._frames: deque[tuple[bytes, int]] = deque()  # and what was reserved for each
         self._frames_bytes = 0
-        self._kept_bytes = 0
+        self._reserved = 0  # for the request that is being received
+        self._waits_for_room = False
+        self._cutting_off: asyncio.TimerHandle | None = None
         self._arrived = asyncio.Event()
         self._writable = asyncio.Event()
         self._writable.set()
@@ -112,7 +117,11 @@ class Connection(asyncio.Protocol):
         self._writable.set()
         if self._task is not None and not self._task.done():
             self._task.cancel()
-        self._keep(0)
+        if self._cutting_off is not None:
+            self._cutting_off.cancel()
+        self._host.release(self._reserved + sum(reserved for _, reserved in self._frames))
+        self._frames.clear()
+        self._reserved = 0
         self._host.forget(self)
 
     def pause_writing(self) -> None:
@@ -126,39 +135,62 @@ class Connection(asyncio.Protocol):
     def _take_frames(self) -> None:
         """Whole requests out of what has arrived; more is read when there is room for it."""
         position = 0
+        self._waits_for_room = False
         while len(self._buffer) - position >= 4 and not self._has_enough:
             size = int.from_bytes(self._buffer[position : position + 4], "big", signed=True)
-            allowed = self._limits.request_bytes_max if self.authenticated else FIRST_REQUESTS_BYTES_MAX
-            if not 0 < size <= allowed:
-                self.fail(f"announces a request of {size} bytes; {allowed} are allowed")
+            if not self._may_come(size):
                 return
-            if len(self._buffer) - position - 4 < size:
+            if self._waits_for_room or len(self._buffer) - position - 4 < size:
                 break
-            self._frames.append(bytes(self._buffer[position + 4 : position + 4 + size]))
+            self._frames.append((bytes(self._buffer[position + 4 : position + 4 + size]), self._reserved))
             self._frames_bytes += size
+            self._reserved = 0
             position += 4 + size
         del self._buffer[:position]
         if self._frames:
             self._arrived.set()
-        if self._keep(len(self._buffer) + self._frames_bytes):
-            self._update_reading()
-        else:
-            self.fail("with its request, all clients together would have too many bytes waiting here")
+        self._watch_time()
+        self._update_reading()
+
+    def _may_come(self, size: int) -> bool:
+        """A request of this size is announced. False: it is not allowed, and the connection is closed."""
+        allowed = self._limits.request_bytes_max if self.authenticated else FIRST_REQUESTS_BYTES_MAX
+        if not 0 < size <= allowed:
+            self.fail(f"announces a request of {size} bytes; {allowed} are allowed")
+            return False
+        if size > SMALL_REQUEST_BYTES and not self._reserved:
+            self._waits_for_room = not self._host.reserve(self, size)
+            self._reserved = 0 if self._waits_for_room else size
+        return True
+
+    def room(self) -> None:
+        """There may be room for the request that waits for it."""
+        if not self._closing:
+            self._take_frames()
 
     @property
     def _has_enough(self) -> bool:
-        return len(self._frames) >= REQUESTS_WAITING_MAX or self._frames_bytes >= self._limits.request_bytes_max
+        return len(self._frames) >= REQUESTS_WAITING_MAX or self._frames_bytes >= REQUESTS_WAITING_BYTES_MAX
 
-    def _keep(self, size: int) -> bool:
-        """So many bytes of requests are in memory for this connection. False: too many, with those of all others."""
-        grown, self._kept_bytes = size - self._kept_bytes, size
-        return self._host.keep(grown)
+    def _watch_time(self) -> None:
+        """A request whose beginning is there has to come to its end in time."""
+        is_coming = bool(self._buffer) and not self._waits_for_room and not self._has_enough
+        if is_coming and self._cutting_off is None:
+            loop = asyncio.get_running_loop()
+            self._cutting_off = loop.call_later(self._limits.transfer_timeout_s, self._cut_off)
+        elif not is_coming and self._cutting_off is not None:
+            self._cutting_off.cancel()
+            self._cutting_off = None
+
+    def _cut_off(self) -> None:
+        self._host.count("timeouts")
+        self._end(logging.INFO, "it began a request and did not end it in time")
 
     def _update_reading(self) -> None:
         transport = self._transport
         if transport is None or transport.is_closing():
             return
-        if self._has_enough:
+        if self._has_enough or self._waits_for_room:
             transport.pause_reading()
         else:
             transport.resume_reading()
@@ -178,9 +210,13 @@ class Connection(asyncio.Protocol):
     async def _take_all(self, responses: asyncio.Queue[Response]) -> None:
         answer = self._host.requests(self)
         while not self._closing:
-            frame = await self._next()
+            frame, reserved = await self._next()
             self._busy += 1
-            response = await answer(frame)
+            try:
+                response = await answer(frame)
+            finally:
+                del frame
+                self._host.release(reserved)
             try:
                 await responses.put(response)
             except asyncio.CancelledError:
@@ -219,8 +255,8 @@ class Connection(asyncio.Protocol):
             logging.getLogger("gateway.kafka").exception("a request could not be answered, which is a fault of ours")
             self.abort()
 
-    async def _next(self) -> bytes:
-        """The next request. Raises TimeoutError when none comes for too long."""
+    async def _next(self) -> tuple[bytes, int]:
+        """The next request, and what is reserved for it. Raises TimeoutError when none comes for too long."""
         if not self._frames:
             self._arrived.clear()
             try:
@@ -228,10 +264,10 @@ class Connection(asyncio.Protocol):
                     await self._arrived.wait()
             except TimeoutError:
                 raise TimeoutError("it was silent, or a request was cut short, for too long") from None
-        frame = self._frames.popleft()
+        frame, reserved = self._frames.popleft()
         self._frames_bytes -= len(frame)
         self._take_frames()
-        return frame
+        return frame, reserved
 
     def fail(self, cause: str) -> None:
         """Close, because the peer is at fault."""
@@ -265,7 +301,7 @@ class Connection(asyncio.Protocol):
         """Raises TimeoutError when the client does not take it in time. The files of the pieces are closed."""
         started = time.monotonic()
         try:
-            async with asyncio.timeout(self._limits.response_timeout_s):
+            async with asyncio.timeout(self._limits.transfer_timeout_s):
                 for piece in await self._small_ones_read(pieces):
                     await self._send_piece(piece)
                 await self._writable.wait()

@@ -263,6 +263,10 @@ def _headers(row: batch.Row, position: Position | None, number: int) -> bytes:
     return batch.encode_headers(own)
 
 
+# Stream, partition, and what becomes of the batch.
+Begun = list[tuple[str, int, Awaitable[Outcome] | Refused]]
+
+
 class ProduceRequests:
     """The two requests."""
 
@@ -273,19 +277,34 @@ class ProduceRequests:
         self._allowed = allowed
         self._ids = range(0)
         self._giving = asyncio.Lock()
+        self._answering: set[asyncio.Future[Values]] = set()
 
     async def produce(self, header: wire.Header, request: Any) -> Awaitable[Values]:
         """All its batches are in the ring when this returns, in order; the fields of the response come later."""
-        begun: list[tuple[str, int, Awaitable[Outcome] | Refused]] = []
+        begun: Begun = []
         if request.transactional_id is not None:
             refused = Refused(ErrorCode.transactional_id_authorization_failed, "There are no transactions here.")
             begun = [(t.name, one.index, refused) for t in request.topic_data for one in t.partition_data]
-            return asyncio.ensure_future(_response(begun, None))
+            return self._answer(begun, 0.0)
         for topic in request.topic_data:
             for one in topic.partition_data:
                 begun.append((topic.name, one.index, await self._intake.begin(topic.name, one.index, one.records)))
         patience_s = max(wire.milliseconds(request.timeout), 0) / 1_000
-        return asyncio.ensure_future(_response(begun, patience_s))
+        return self._answer(begun, patience_s)
+
+    def _answer(self, begun: Begun, patience_s: float) -> asyncio.Future[Values]:
+        answering = asyncio.ensure_future(_response(begun, patience_s))
+        self._answering.add(answering)
+        answering.add_done_callback(self._answering.discard)
+        return answering
+
+    async def stop(self) -> None:
+        """Nobody is answered any more."""
+        answering = tuple(self._answering)
+        for one in answering:
+            one.cancel()
+        if answering:
+            await asyncio.wait(answering)
 
     async def init_producer_id(self, header: wire.Header, request: Any) -> Values:
         """An id that nobody ever got, with epoch 0; or the next epoch of one's own."""
@@ -311,9 +330,9 @@ class ProduceRequests:
             return found
 
 
-async def _response(begun: Sequence[tuple[str, int, Awaitable[Outcome] | Refused]], patience_s: float | None) -> Values:
+async def _response(begun: Begun, patience_s: float) -> Values:
     topics: dict[str, list[Values]] = {}
-    deadline = time.monotonic() + (patience_s or 0)
+    deadline = time.monotonic() + patience_s
     for name, number, one in begun:
         if isinstance(one, Refused):
             outcome, message = Outcome(one.error), str(one)

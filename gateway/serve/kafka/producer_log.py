@@ -24,9 +24,6 @@ FORMAT = 1
 # Who has not written for so long is forgotten: Kafka's own default, transactional.id.expiration apart.
 KEPT_MS = 86_400_000
 
-# Of a producer at an offset: epoch, sequence, offset.
-Known = dict[int, tuple[int, int, int]]
-
 
 class ProducerLog:
     """Follows what is durable in the streams that may be produced to. For one thread that may read the disk."""
@@ -36,37 +33,31 @@ class ProducerLog:
         self._path = data / DIRECTORY / FILE
         self._readers = {name: PartitionReader(partition_path(data, name)) for name in streams}
         self._offsets: dict[str, int] = {}
-        self._known: dict[str, Known] = {name: {} for name in streams}
+        self._known = {name: StreamProducers() for name in streams}
         self._load()
 
     def restore(self) -> dict[str, StreamProducers]:
         """What the producers of each stream have recorded. Raises OSError."""
-        return {name: self._restore(name) for name in self._readers}
-
-    def _restore(self, name: str) -> StreamProducers:
-        producers = StreamProducers()
-        for producer_id, (epoch, sequence, offset) in self._known[name].items():
-            producers.restored(Position(producer_id, epoch, sequence), offset)
-        self._advance(name, producers)
-        return producers
+        for name in self._readers:
+            self._advance(name)
+        return {name: StreamProducers.load(known.state()) for name, known in self._known.items()}
 
     def checkpoint(self) -> None:
         """Read on to what is durable now, and keep that. Raises OSError."""
         before = dict(self._offsets)
         for name in self._readers:
-            self._advance(name, None)
+            self._advance(name)
         if self._offsets == before and FILES.exists(self._path):
             return
         streams = {
-            name: {"offset": self._offsets[name], "producers": {str(key): one for key, one in known.items()}}
-            for name, known in self._known.items()
+            name: {"offset": self._offsets[name], "producers": known.state()} for name, known in self._known.items()
         }
         content = json.dumps({"format": FORMAT, "streams": streams}).encode("ascii")
         self._path.parent.mkdir(exist_ok=True)
         replace(FILES, self._path, content)
         FILES.sync_directory(self._path.parent)
 
-    def _advance(self, name: str, producers: StreamProducers | None) -> None:
+    def _advance(self, name: str) -> None:
         """Read from where it stopped to what is durable."""
         reader = self._readers[name]
         try:
@@ -83,10 +74,7 @@ class ProducerLog:
             for offset, _, _, _, headers in rows:
                 position = _position(headers)
                 if position is not None:
-                    known.pop(position.producer_id, None)
-                    known[position.producer_id] = (position.epoch, position.sequence, offset)
-                    if producers is not None:
-                        producers.restored(position, offset)
+                    known.restored(position, offset)
         self._offsets[name] = limit.offset
 
     def _load(self) -> None:
@@ -95,11 +83,11 @@ class ProducerLog:
             content: Any = json.loads(FILES.read_bytes(self._path))
             for name, stream in content["streams"].items() if content["format"] == FORMAT else ():
                 if name in self._readers:
-                    self._known[name] = {int(key): (one[0], one[1], one[2]) for key, one in stream["producers"].items()}
+                    self._known[name] = StreamProducers.load(stream["producers"])
                     self._offsets[name] = int(stream["offset"])
         except FileNotFoundError:
             return
-        except (ValueError, KeyError, TypeError, IndexError, AttributeError):
+        except (ValueError, KeyError, TypeError, AttributeError):
             self._offsets.clear()
 
 

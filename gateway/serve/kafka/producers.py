@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import re
 from collections import OrderedDict, deque
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -104,6 +105,19 @@ class StreamProducers:
         if known is not None and follows and (known.last + 1) % SEQUENCES == position.sequence:
             run = known.run
         self._put(position.producer_id, Producer(position.epoch, position.sequence, offset, run))
+
+    def state(self) -> list[list[int]]:
+        """Of each, as far as it is recorded: id, epoch, sequence, offset, and where its run begins."""
+        return [[key, one.epoch, one.last, one.offset, *one.run] for key, one in self._producers.items()]
+
+    @classmethod
+    def load(cls, state: Iterable[Sequence[int]]) -> StreamProducers:
+        """The same again. Raises ValueError or TypeError for what is no such state."""
+        made = cls()
+        for producer_id, epoch, last, offset, *run in state:
+            first, at = run
+            made._put(int(producer_id), Producer(int(epoch), int(last), int(offset), (int(first), int(at))))
+        return made
 
     def check(self, position: Position, count: int) -> Verdict:
         """position: of the batch's first record."""

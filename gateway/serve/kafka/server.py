@@ -72,7 +72,7 @@ class Settings:
     def __init__(self, config: KafkaConfig) -> None:
         self.request_bytes_max = config.max_request_bytes
         self.idle_timeout_s = config.idle_timeout_ns / NS_PER_S
-        self.response_timeout_s = config.response_timeout_ns / NS_PER_S
+        self.transfer_timeout_s = config.transfer_timeout_ns / NS_PER_S
         self.connect_timeout_s = config.connect_timeout_ns / NS_PER_S
 
 
@@ -102,7 +102,8 @@ class Server:
         self._checkpoints: asyncio.Task[None] | None = None
         self.offered = self._offered()
         self._connections: set[Connection] = set()
-        self._kept_bytes = 0
+        self._reserved_bytes = 0
+        self._wanting: dict[Connection, None] = {}  # that wait for room, in the order in which they came
         self._closing = False
         self._listening: asyncio.Server | None = None
         self._emptied = asyncio.Event()
@@ -178,6 +179,7 @@ class Server:
             self._ring.set_ack_interest(False)
             asyncio.get_running_loop().remove_reader(self._ring.event_fd)
         self.waiting.stop()
+        await self.produce.stop()
         await self.coordinator.stop()
         if self._checkpoints is not None:
             self._checkpoints.cancel()
@@ -206,13 +208,25 @@ class Server:
     def forget(self, connection: Connection) -> None:
         """It is closed."""
         self._connections.discard(connection)
+        self._wanting.pop(connection, None)
         if not self._connections:
             self._emptied.set()
 
-    def keep(self, grown: int) -> bool:
-        """So many more bytes of requests wait in memory. False: too many of all clients together."""
-        self._kept_bytes += grown
-        return grown <= 0 or self._kept_bytes <= machine_limits.KAFKA_REQUESTS_BYTES
+    def reserve(self, connection: Connection, size: int) -> bool:
+        """Have room for a large request. False: not now; `connection.room` is called when there may be."""
+        if self._reserved_bytes + size <= machine_limits.KAFKA_REQUESTS_BYTES:
+            self._reserved_bytes += size
+            self._wanting.pop(connection, None)
+            return True
+        self._wanting[connection] = None
+        return False
+
+    def release(self, size: int) -> None:
+        """That request is dealt with. Who has waited longest comes first."""
+        self._reserved_bytes -= size
+        if size:
+            for connection in tuple(self._wanting):
+                asyncio.get_running_loop().call_soon(connection.room)
 
     def requests(self, connection: Connection) -> Callable[[bytes], Awaitable[Response]]:
         """What answers the connection's requests."""
@@ -238,7 +252,7 @@ class Server:
             **dict(self.counters),
             "connections": len(self._connections),
             "fetches_waiting": len(self.waiting),
-            "requests_bytes": self._kept_bytes,
+            "requests_bytes": self._reserved_bytes,
             "batches_waiting": self.intake.waiting,
             "records": self.intake.records,
             "batches_sent_again": self.intake.duplicates,
