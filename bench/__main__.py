@@ -22,6 +22,8 @@ MODULES = {
     "log_latency": "ring to durable at 100,000 records/s, beside a loop of pwrite and fdatasync",
     "log_amplification": "bytes to the disk per byte of payload, fsyncs and batches, by rate",
     "log_many_streams": "a commit of 10 to 1,000 streams, fdatasync of each against syncfs",
+    "kafka_fetch": "records/s and MB/s that consumers get from the endpoint, beside a Kafka broker with the same bytes",
+    "kafka_latency": "from PUBLISH at the MQTT listener to the record at a waiting Kafka consumer",
     "log_startup": "time until a gateway with 100,000 segments accepts, and after kill -9",
 }
 

@@ -11,7 +11,7 @@ from gateway_native import batch
 from gateway.log.partition import PartitionReader
 from gateway.serve.kafka.catalog import EARLIEST, LATEST, Topic
 from gateway.serve.kafka.connection import read_slice
-from tests.support.partitions import Partition
+from tests.support.partitions import Partition, make_batches
 
 
 def _read(topic: Topic, offset: int, bytes_max: int = 2**20) -> list[int]:
@@ -43,11 +43,8 @@ def _all(topic: Topic, bytes_max: int) -> list[int]:
 def partition(tmp_path: Path) -> Partition:
     """Three segments of ten batches of ten records each, durable."""
     made = Partition(tmp_path / "orders-0")
-    for segment in range(3):
-        base = 100 * segment
-        made.add(
-            base, [[(1_000 + base + i, b"k", b"v" * 50, []) for i in range(10 * n, 10 * n + 10)] for n in range(10)]
-        )
+    for base in (0, 100, 200):
+        made.add(make_batches(10, base_offset=base, records=10, time=1_000 + base), sealed=base < 200)
     made.mark_all()
     return made
 
