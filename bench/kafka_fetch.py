@@ -1,9 +1,9 @@
 """How fast do Kafka clients read a stream from the gateway, compared with a Kafka broker that holds the same segments?
 
-The same files serve both: a stream that the gateway recorded over MQTT is put into a topic of a KRaft broker on this machine
-(one node, its own defaults, all in the page cache). Both are read from the beginning to the end by confluent-kafka
-(librdkafka, default settings), by kcat, and by a bare client that discards what Fetch answers, 1 MiB at a time: what the
-server itself can do. Values of 64 B and of 16 KiB.
+The same files serve both: a stream that the gateway recorded is put into a topic of a KRaft broker on this machine (one
+node, its own defaults, all in the page cache). Both are read from the beginning to the end by confluent-kafka
+(librdkafka, default settings), by kcat, and by a bare client that discards what Fetch answers, 1 MiB at a time: what
+the server itself can do. Values of 64 B and of 16 KiB.
 """
 
 from __future__ import annotations

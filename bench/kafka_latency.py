@@ -1,7 +1,8 @@
 """How long from a PUBLISH at the MQTT listener until a Kafka consumer that waits for it has the record?
 
-One device publishes at QoS 0 and at QoS 1, paced, with the time in the payload; confluent-kafka consumes in the same process, so
-there is one clock. The record is durable before it is seen. The consumer waits in Fetch (fetch.wait.max.ms 500, default).
+One device publishes at QoS 0 and at QoS 1, paced, with the time in the payload; confluent-kafka consumes in the same
+process, so there is one clock. The record is durable before it is seen. The consumer waits in Fetch (fetch.wait.max.ms
+500, its default).
 """
 
 from __future__ import annotations

@@ -176,6 +176,8 @@ cdef bint take_record(WriterState* w, uint64_t ring_index, RingSlot* slot) noexc
     if slot.flags & (SLOT_WANTS_ACK | SLOT_GAP):
         p.open.waiting_rings |= <uint32_t>1 << ring_index
         w.dirty_waiting += 1
+    elif gw_load_relaxed(&p.followed):
+        w.dirty_waiting += 1
     if p.ack_memory:
         gw_store_release(&w.rings[ring_index].acked[p.index], slot.sequence)
         w.rings_to_notify = True

@@ -38,6 +38,10 @@ class EngineView(Protocol):
         """In memory: what this process has made durable of the partition with that index."""
         ...
 
+    def follow(self, index: int, *, followed: bool) -> None:
+        """Somebody waits for its next records, or nobody any more."""
+        ...
+
 
 class Topic:
     """One stream. Its methods read the disk and are called on threads for that, one at a time each."""
@@ -127,6 +131,12 @@ class Catalog:
             self._topics = {name: topic for name, topic in self._topics.items() if name in self._listed}
             self._listed_at = now
         return self._listed
+
+    def follow(self, name: str, *, followed: bool) -> None:
+        """Somebody waits for the stream's next records, or nobody any more. It may be one that is not written."""
+        index = self._engine.streams.get(name)
+        if index is not None:
+            self._engine.follow(index, followed=followed)
 
     def durable_offset(self, name: str) -> int | None:
         """Without a look at the disk: how far a stream that is written now is durable; None for any other."""

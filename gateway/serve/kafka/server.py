@@ -65,6 +65,9 @@ class _EngineView:
         offset: int = self._engine.writer.partition_state(index)["durable_offset"]
         return offset
 
+    def follow(self, index: int, *, followed: bool) -> None:
+        self._engine.writer.follow(index, followed)
+
 
 class Settings:
     """The configuration's limits, in the units that are used here."""
@@ -87,7 +90,7 @@ class Server:
         self.disk = Disk()
         engine = context.engine
         self.catalog = Catalog(context.config, _EngineView(engine))
-        self.waiting = Waiting(self.catalog.durable_offset)
+        self.waiting = Waiting(self.catalog)
         self.fetcher = Fetcher(self.catalog, self.waiting, self.disk)
         data = Path(context.config.data)
         self.coordinator = Coordinator(self.catalog, Committer(Journal(data), self.disk), self.disk)

@@ -6,7 +6,7 @@ import asyncio
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from typing import ParamSpec, TypeVar
+from typing import ParamSpec, Protocol, TypeVar
 
 Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
@@ -17,6 +17,8 @@ DISK_THREADS = 4
 SWEEP_INTERVAL_S = 0.001
 # … and looking takes at most this part of the time, however many wait.
 SWEEP_SHARE = 10
+# A consumer that has what it waited for comes again soon: so long its streams still count as waited for.
+FOLLOWED_S = 1.0
 
 
 class Disk:
@@ -46,6 +48,13 @@ class Disk:
         self._threads.shutdown(wait=True, cancel_futures=True)
 
 
+class Streams(Protocol):
+    """What is asked of the catalog; both take no time."""
+
+    def durable_offset(self, name: str) -> int | None: ...
+    def follow(self, name: str, *, followed: bool) -> None: ...
+
+
 class Waiter:
     """One fetch that waits: for any of these topics to grow beyond the end it has seen.
 
@@ -61,8 +70,10 @@ class Waiter:
 class Waiting:
     """All fetches that wait. `commit` is called when something has become durable."""
 
-    def __init__(self, durable_offset: Callable[[str], int | None]) -> None:
-        self._durable_offset = durable_offset
+    def __init__(self, streams: Streams) -> None:
+        self._streams = streams
+        self._followed: dict[str, float] = {}  # until when
+        self._ending: asyncio.TimerHandle | None = None
         self._waiters: set[Waiter] = set()
         self._sweeping: asyncio.TimerHandle | None = None
         self._next_sweep = 0.0
@@ -73,6 +84,7 @@ class Waiting:
     async def wait(self, waiter: Waiter, deadline: float) -> None:
         """Until `waiter.grown` holds something, or `time.monotonic()` reaches the deadline."""
         self._waiters.add(waiter)
+        self._follow(waiter)
         try:
             self._look(waiter, {})  # at what happened before it was known to wait
             async with asyncio.timeout(max(deadline - time.monotonic(), 0)):
@@ -82,6 +94,26 @@ class Waiting:
         finally:
             self._waiters.discard(waiter)
 
+    def _follow(self, waiter: Waiter) -> None:
+        """Records that nobody else waits for are committed at leisure, but not where a consumer waits for them."""
+        until = time.monotonic() + FOLLOWED_S
+        for topic in waiter.ends:
+            if topic not in self._followed:
+                self._streams.follow(topic, followed=True)
+            self._followed[topic] = until
+        if self._ending is None and self._followed:
+            self._ending = asyncio.get_running_loop().call_later(FOLLOWED_S, self._end_following)
+
+    def _end_following(self) -> None:
+        self._ending = None
+        now = time.monotonic()
+        waited_for = {topic for waiter in self._waiters for topic in waiter.ends}
+        for topic in [topic for topic, until in self._followed.items() if until <= now and topic not in waited_for]:
+            self._streams.follow(topic, followed=False)
+            del self._followed[topic]
+        if self._followed:
+            self._ending = asyncio.get_running_loop().call_later(FOLLOWED_S, self._end_following)
+
     def commit(self) -> None:
         """On the event loop: streams may have grown."""
         if self._waiters and self._sweeping is None:
@@ -90,8 +122,12 @@ class Waiting:
 
     def stop(self) -> None:
         """Nobody is woken any more."""
-        if self._sweeping is not None:
-            self._sweeping.cancel()
+        for timer in (self._sweeping, self._ending):
+            if timer is not None:
+                timer.cancel()
+        for topic in self._followed:
+            self._streams.follow(topic, followed=False)
+        self._followed.clear()
 
     def _sweep(self) -> None:
         self._sweeping = None
@@ -105,7 +141,7 @@ class Waiting:
     def _look(self, waiter: Waiter, known: dict[str, int | None]) -> None:
         for topic, end in tuple(waiter.ends.items()):
             if topic not in known:
-                known[topic] = self._durable_offset(topic)
+                known[topic] = self._streams.durable_offset(topic)
             durable = known[topic]
             if durable is not None and durable > end:
                 waiter.grown.add(topic)
