@@ -8,8 +8,13 @@ for records that were compacted away. What is damaged is reported once, and pass
 from __future__ import annotations
 
 import logging
+import os
+import threading
+from collections.abc import Iterable
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
+
+from gateway_native import batch
 
 from gateway.log.partition import Limit, PartitionReader, Place
 from gateway.log.segment import Walk
@@ -18,8 +23,13 @@ logger = logging.getLogger("gateway.kafka")
 
 # Where consumers that read on will ask next is remembered for so many of them.
 HINTS_MAX = 256
+# What is looked at in one piece; consumers ask for as much, 1 MiB, by default.
+BUFFER_BYTES = 2**20
 # Damaged places that are remembered, so as to be reported once.
 REPORTED_MAX = 1_024
+
+
+_BUFFERS = threading.local()
 
 
 class Slice(NamedTuple):
@@ -52,16 +62,31 @@ class Slices:
         None if everything from there on is damaged, or went with retention just now. Raises OSError.
         """
         for place in reader.places(offset, limit):
-            run = self._run(self._from_hint(place, offset), offset, bytes_max)
-            if run is None:
-                continue
             try:
                 file = place.segment.path.open("rb", buffering=0)
             except FileNotFoundError:
                 continue
-            self._remember(run, place.segment.base_offset)
-            return Slice(file, run.position, run.end - run.position)
+            try:
+                run = self._run_in(file, self._from_hint(place, offset), offset, bytes_max)
+            except BaseException:
+                file.close()
+                raise
+            if run is not None:
+                self._remember(run, place.segment.base_offset)
+                return Slice(file, run.position, run.end - run.position)
+            file.close()
         return None
+
+    def _run_in(self, file: BinaryIO, place: Place, offset: int, bytes_max: int) -> _Run | None:
+        """As a rule all is well, and what is wanted fits into a thread's buffer; what is not so takes the long way."""
+        view = _buffer()[: min(bytes_max, place.end - place.position)]
+        try:
+            count = os.preadv(file.fileno(), [view], place.position)
+        except OSError:
+            count = 0  # a bad sector: it is passed over
+        found = batch.scan(view[:count], origin=place.position, expected_offset=place.base_offset)[0]
+        run = _take(None, found, offset, bytes_max, place.offset_max)[0]
+        return run if run is not None else self._run(place, offset, bytes_max)
 
     def _from_hint(self, place: Place, offset: int) -> Place:
         """The batch where the last fetch ended, if this one goes on there: spares a walk from the index's entry."""
@@ -111,14 +136,28 @@ class Slices:
 def _collect(walk: Walk, offset: int, bytes_max: int, offset_max: int) -> _Run | None:
     run: _Run | None = None
     for batches in walk:
-        for position, length, base_offset, last_offset, *_ in batches:
-            if last_offset < offset:
-                continue
-            if base_offset >= offset_max:
-                return run
-            if run is not None and position + length - run.position > bytes_max:
-                return run
-            run = _Run(position if run is None else run.position, position + length, last_offset + 1)
-        if run is not None and run.end - run.position >= bytes_max:
+        run, is_over = _take(run, batches, offset, bytes_max, offset_max)
+        if is_over:
             return run
     return run
+
+
+def _take(
+    run: _Run | None, batches: Iterable[batch.Batch], offset: int, bytes_max: int, offset_max: int
+) -> tuple[_Run | None, bool]:
+    """Those of the batches that are wanted go on with the run. Whether it is complete."""
+    for position, length, base_offset, last_offset, *_ in batches:
+        if last_offset < offset:
+            continue
+        if base_offset >= offset_max or (run is not None and position + length - run.position > bytes_max):
+            return run, True
+        run = _Run(position if run is None else run.position, position + length, last_offset + 1)
+    return run, run is not None and run.end - run.position >= bytes_max
+
+
+def _buffer() -> memoryview:
+    """This thread's. A new one each time would cost more than reading into it."""
+    found: memoryview | None = getattr(_BUFFERS, "view", None)
+    if found is None:
+        found = _BUFFERS.view = memoryview(bytearray(BUFFER_BYTES))
+    return found
