@@ -35,7 +35,8 @@ HEARTBEAT, LEAVE_GROUP, SYNC_GROUP = 12, 13, 14
 SASL_HANDSHAKE, API_VERSIONS, INIT_PRODUCER_ID, SASL_AUTHENTICATE = 17, 18, 22, 36
 
 # Fetch ends at 12, the last version that names topics by their names and not by ids. Produce 9 is the first flexible
-# one; 10 and later tell clients of other leaders, of which there are none.
+# one; 10 and later tell clients of other leaders, of which there are none. After SaslHandshake 0 tokens come without
+# the framing of requests, which no client of this decade does.
 VERSIONS: Mapping[int, tuple[int, int]] = {
     PRODUCE: (3, 9),
     FETCH: (4, 12),
@@ -48,7 +49,7 @@ VERSIONS: Mapping[int, tuple[int, int]] = {
     HEARTBEAT: (0, 4),
     LEAVE_GROUP: (0, 5),
     SYNC_GROUP: (1, 5),
-    SASL_HANDSHAKE: (0, 1),
+    SASL_HANDSHAKE: (1, 1),
     API_VERSIONS: (0, 4),
     INIT_PRODUCER_ID: (0, 4),
     SASL_AUTHENTICATE: (0, 2),
