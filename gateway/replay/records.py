@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from gateway.log.partition import PartitionReader
     from gateway.log.segment import Damage
+    from gateway.replay.remote import RemoteReader
 
 OnGap = Literal["gap", "raise", "skip"]
 
@@ -131,7 +132,13 @@ class Records(Iterable[Record]):
     """
 
     def __init__(
-        self, reader: PartitionReader, selection: Selection, zone: tzinfo, report: GapReport, *, retained: bool = True
+        self,
+        reader: PartitionReader | RemoteReader,
+        selection: Selection,
+        zone: tzinfo,
+        report: GapReport,
+        *,
+        retained: bool = True,
     ) -> None:
         self._reader = reader
         self._retained = retained

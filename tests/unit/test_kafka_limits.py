@@ -13,6 +13,7 @@ import pytest
 
 from gateway.ingest import limits
 from gateway.serve.kafka import wire
+from tests.support.certificates import Authority
 from tests.support.gateway import until
 from tests.support.kafka_endpoint import STREAM, RunningEndpoint, running_endpoint
 from tests.support.kafka_wire import WireClient, request
@@ -87,6 +88,20 @@ async def test_large_requests_wait_for_room(tmp_path: Path, monkeypatch: pytest.
         await until(lambda: _statistics(running, "requests_bytes") == 0, "all is given back")
         for client in clients:
             client.socket.close()
+
+
+async def test_connections_count_before_their_handshakes(tmp_path: Path) -> None:
+    """Those that never begin one are as many as any, and are cut off after connect_timeout."""
+    certificate, key = Authority(tmp_path / "certificates").issue("gateway")
+    settings = {"tls_cert": str(certificate), "tls_key": str(key), "connect_timeout": "1s", "connections_max": 2}
+    async with running_endpoint(tmp_path / "data", **settings) as running:
+        first, second, third = (WireClient(running.port) for _ in range(3))
+        assert await asyncio.to_thread(lambda: third.is_closed)
+        assert await asyncio.to_thread(lambda: first.is_closed)
+        await until(lambda: _statistics(running, "handshakes_failed") == 2, "both are cut off")
+        for client in (first, second, third):
+            client.socket.close()
+        assert _statistics(running, "refused") == 1
 
 
 async def test_more_connections_than_allowed_are_closed(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """The Kafka endpoint: every stream as a topic of one partition, for any Kafka client (`[kafka]`, extra `[kafka]`).
 
     server       the thread, its event loop and its sockets; what the app starts and stops
+    entrance     accepting, TLS handshakes
     connection   one client: frames in, responses out, limits
     requests     which request is answered by what; every API and version that is advertised
     wire         request headers and schemas; uses kio
@@ -11,6 +12,7 @@
     commits      committed offsets, on disk
     coordinator  the requests of groups
     users, sasl  who may connect
+    client       the other side: a Kafka client that reads
     produce      Produce and InitProducerId, where the configuration allows them
     producers    which sequence number each idempotent producer has reached
 

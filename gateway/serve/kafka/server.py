@@ -30,6 +30,7 @@ from gateway.serve.kafka.catalog import Catalog
 from gateway.serve.kafka.commits import Committer, Journal
 from gateway.serve.kafka.connection import Connection, Response
 from gateway.serve.kafka.coordinator import Coordinator
+from gateway.serve.kafka.entrance import Entrance
 from gateway.serve.kafka.fetch import Fetcher
 from gateway.serve.kafka.produce import Intake, ProduceRequests
 from gateway.serve.kafka.producer_log import ProducerLog
@@ -42,7 +43,6 @@ from gateway.server_tls import server_context
 RING = "kafka"
 # How often the state of idempotent producers is kept.
 CHECKPOINT_INTERVAL_S = 10.0
-BACKLOG = 128
 # How long stopping waits for responses that are on their way.
 DRAIN_TIMEOUT_S = 2.0
 # How long its thread may take to end.
@@ -108,7 +108,7 @@ class Server:
         self._reserved_bytes = 0
         self._wanting: dict[Connection, None] = {}  # that wait for room, in the order in which they came
         self._closing = False
-        self._listening: asyncio.Server | None = None
+        self._entrance: Entrance | None = None
         self._emptied = asyncio.Event()
 
     def _offered(self) -> dict[int, tuple[int, int]]:
@@ -124,14 +124,8 @@ class Server:
         if self.config.produce:
             self.intake.restore(await self.disk.run(self._producer_log.restore))
             self._checkpoints = loop.create_task(self._checkpoint(), name="kafka-producers")
-        self._listening = await loop.create_server(
-            lambda: Connection(self),
-            self.config.host,
-            self.config.port,
-            ssl=tls,
-            backlog=BACKLOG,
-            ssl_handshake_timeout=self.limits.connect_timeout_s if tls is not None else None,
-        )
+        self._entrance = Entrance(self, lambda: Connection(self), tls, self.limits.connect_timeout_s)
+        await self._entrance.open(self.config.host, self.config.port)
         loop.add_reader(self._ring.event_fd, self._committed)
         self._ring.set_ack_interest(True)
         self.coordinator.start()
@@ -139,9 +133,8 @@ class Server:
     @property
     def address(self) -> tuple[str, int]:
         """Host and port that are bound."""
-        assert self._listening is not None, "asked before it listens"
-        host, port = self._listening.sockets[0].getsockname()[:2]
-        return host, port
+        assert self._entrance is not None, "asked before it listens"
+        return self._entrance.address
 
     def _committed(self) -> None:
         """Something has become durable."""
@@ -164,8 +157,8 @@ class Server:
     async def pause(self) -> None:
         """Let nobody in any more."""
         self._closing = self.intake.paused = True
-        if self._listening is not None:
-            self._listening.close()
+        if self._entrance is not None:
+            self._entrance.close()
 
     async def stop(self) -> None:
         """Let responses on their way leave, then close everything."""
@@ -177,8 +170,10 @@ class Server:
                 await asyncio.wait_for(self._emptied.wait(), DRAIN_TIMEOUT_S)
         for connection in tuple(self._connections):
             connection.abort()
-        await asyncio.sleep(0)  # the transports tell their connections
-        if self._listening is not None:
+        if self._connections:
+            await self._emptied.wait()  # the transports tell their connections
+        if self._entrance is not None:
+            await self._entrance.closed()
             self._ring.set_ack_interest(False)
             asyncio.get_running_loop().remove_reader(self._ring.event_fd)
         self.waiting.stop()
@@ -194,15 +189,20 @@ class Server:
 
     def admit(self, connection: Connection) -> bool:
         """False: there are too many connections."""
-        if self._closing or len(self._connections) >= self.config.connections_max:
+        if not self.has_room(0):
             self.count("refused")
             return False
         self.count("accepted")
         self._connections.add(connection)
+        self._emptied.clear()
         connection.authenticated = self._users is None
         if self._users is not None:
             asyncio.get_running_loop().call_later(self.limits.connect_timeout_s, self._check_known, connection)
         return True
+
+    def has_room(self, entering: int) -> bool:
+        """May one more come in, beside so many that are at the door?"""
+        return not self._closing and len(self._connections) + entering < self.config.connections_max
 
     def _check_known(self, connection: Connection) -> None:
         if connection in self._connections and not connection.authenticated:

@@ -166,6 +166,30 @@ def response(header: Header, values: Mapping[str, Any]) -> bytes:
     return framed(response_header(header) + body.getvalue())
 
 
+def request(api_key: int, version: int, correlation_id: int, client_id: str, values: Mapping[str, Any]) -> bytes:
+    """A client's request, its length included; `values` as for `response`."""
+    schema = _schema(api_key, version, EntityType.request)
+    name = client_id.encode()
+    head = _HEADER.pack(api_key, version, correlation_id, len(name)) + name
+    body = io.BytesIO()
+    entity_writer(schema)(body, _shaped(schema, values))
+    return framed(head + (b"\0" if is_flexible(api_key, version) else b"") + body.getvalue())
+
+
+def parse_response(api_key: int, version: int, correlation_id: int, frame: bytes) -> Any:
+    """The body of what a broker answered to that request. Raises ProtocolError."""
+    if frame[:4] != _INT32.pack(correlation_id):
+        raise ProtocolError("the answer belongs to another request")
+    start = 4
+    if is_flexible(api_key, version) and api_key != API_VERSIONS:
+        start = _skip_tags(frame, start)
+    try:
+        body, _ = entity_reader(_schema(api_key, version, EntityType.response))(frame, start)
+    except (SerialError, ValueError, OverflowError, LookupError) as error:
+        raise ProtocolError(f"the answer to API {api_key} version {version} cannot be read: {error}") from None
+    return body
+
+
 def framed(payload: bytes) -> bytes:
     """With its length in front."""
     return _INT32.pack(len(payload)) + payload
