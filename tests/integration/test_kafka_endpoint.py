@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import time
 from collections.abc import Iterator
@@ -175,3 +176,25 @@ def test_every_producer_is_recorded_in_order(process: Gateway) -> None:
     numbers = [*range(3_000), *range(300), *range(30)]
     assert [(row.key, row.value) for row in rows] == [(None, b"%d" % number) for number in numbers]
     assert clients.read_all(process.address, "orders") == rows
+
+
+def test_a_changed_configuration_is_applied(process: Gateway) -> None:
+    """SIGHUP: the endpoint begins anew with what is written now; a consumer goes on, and a producer is told."""
+    clients.produce(process.address, "orders", [b"before"])
+    text = process.config.read_text()
+    process.config.write_text(text.replace('produce = ["orders"]', "produce = []"))
+    assert process.process is not None
+    process.process.send_signal(signal.SIGHUP)
+    process.wait_for("configuration applied")
+    assert [row.value for row in clients.read_all(process.address, "orders")] == [b"before"]
+    failed: list[Any] = []
+    producer = Producer({"bootstrap.servers": process.address, "message.timeout.ms": 10_000})
+    producer.produce("orders", b"after", on_delivery=lambda error, _: failed.append(error))
+    producer.flush(PATIENCE_S)
+    assert failed[0].name() == "TOPIC_AUTHORIZATION_FAILED"
+    process.config.write_text(text)
+    process.process.send_signal(signal.SIGHUP)
+    process.wait_for("configuration applied", times=2)
+    assert clients.produce(process.address, "orders", [b"again"]) == [1]
+    assert process.end() == 0
+    assert "ERROR" not in process.log

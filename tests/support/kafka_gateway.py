@@ -8,7 +8,7 @@ from pathlib import Path
 
 import gateway
 from tests.support import kafka_clients as clients
-from tests.support.gateway_process import GatewayProcess, free_port
+from tests.support.gateway_process import START_TIMEOUT_S, GatewayProcess, free_port
 
 
 class Gateway(GatewayProcess):
@@ -23,9 +23,15 @@ class Gateway(GatewayProcess):
 
     def wait_until_it_accepts(self) -> None:
         super().wait_until_it_accepts()
-        while "listening source=kafka" not in self.log.rpartition("listening source=devices")[2]:
+        self.wait_for("listening source=kafka", times=self.log.count("listening source=devices"))
+
+    def wait_for(self, event: str, *, times: int = 1) -> None:
+        """Until it has logged that so often."""
+        deadline = time.monotonic() + START_TIMEOUT_S
+        while self.log.count(event) < times:
             assert self.process is not None
             assert self.process.poll() is None, f"the gateway ended by itself:\n{self.log}"
+            assert time.monotonic() < deadline, f"{event!r} is not logged {times} times:\n{self.log}"
             time.sleep(0.01)
 
     @property

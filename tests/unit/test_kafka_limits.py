@@ -188,3 +188,27 @@ async def test_a_fetch_holds_no_more_than_it_may(tmp_path: Path) -> None:
 
             sizes = await asyncio.to_thread(lambda: [records(1), records(350_000), records(650_000)])
         assert [size // 300_000 for size in sizes] == [1, 1, 2]
+
+
+@pytest.mark.parametrize("piece", [1, 3, 10_000])
+async def test_requests_may_come_in_any_pieces(tmp_path: Path, piece: int) -> None:
+    """A byte at a time or many requests at once: each is answered, in order."""
+    async with running_endpoint(tmp_path / "data", produce=["orders"]) as running:
+        await running.record([b"value"])
+        asked = [
+            (wire.METADATA, 9, {"topics": None, "include_topic_authorized_operations": False,
+                                "include_cluster_authorized_operations": False}),
+            (wire.FETCH, 12, _fetch(0)), (wire.API_VERSIONS, 0, {}), (wire.FETCH, 4, _fetch(0)),
+            (wire.INIT_PRODUCER_ID, 4, {"transactional_id": None, "transaction_timeout": timedelta(seconds=1)}),
+        ] * 5  # fmt: skip
+        data = b"".join(request(api, version, values) for api, version, values in asked)
+
+        def use() -> None:
+            with WireClient(running.port) as client:
+                for at in range(0, len(data), piece):
+                    client.socket.sendall(data[at : at + piece])
+                for api, version, _ in asked:
+                    client.response(api, version)
+
+        await asyncio.to_thread(use)
+        assert _statistics(running, "requests") == len(asked)
