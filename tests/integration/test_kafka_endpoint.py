@@ -137,7 +137,7 @@ def test_the_java_client_reads_and_writes(process: Gateway) -> None:
     assert _read_with_java(process.address, "orders", 500) == expected
     rows = process.rows("orders")
     assert [(row.key, row.value) for row in rows] == [(None, value) for _, value in expected]
-    assert {name for row in rows for name, _ in row.headers} == {"source_time", "producer"}
+    assert {name for row in rows for name, _ in row.headers} == {"source_time", "gateway.producer"}
 
 
 def _produce_with_confluent(address: str, count: int) -> list[int]:

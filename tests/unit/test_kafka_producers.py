@@ -14,7 +14,7 @@ from gateway_native import batch
 
 import gateway
 from gateway.serve.kafka import wire
-from gateway.serve.kafka.producers import Outcome, Position, StreamProducers, parse
+from gateway.serve.kafka.producers import Outcome, Position, StreamProducers, Verdict, parse
 from tests.support.kafka_endpoint import RunningEndpoint, running_endpoint
 from tests.support.kafka_wire import WireClient
 
@@ -85,7 +85,7 @@ async def test_the_state_comes_back_with_the_log(tmp_path: Path, checkpoint: boo
         (data / "kafka" / "producers.json").unlink()
     async with running_endpoint(data, produce=["orders"]) as running:
         assert await _produce(running, _batch([b"2", b"3"], 2, producer_id=7, epoch=3)) == (0, 3)
-        assert await _produce(running, _batch([b"3", b"4", b"5"], 3, producer_id=7, epoch=3)) == (0, 5)
+        assert await _produce(running, _batch([b"3", b"4", b"5"], 3, producer_id=7, epoch=3)) == (0, 4)
         assert await _produce(running, _batch([b"8"], 8, producer_id=7, epoch=3)) == (OUT_OF_ORDER, -1)
         assert await _produce(running, _batch([b"x"], 2, producer_id=7, epoch=2)) == (OLD_EPOCH, -1)
     assert _values(data) == [b"0", b"1", b"other", b"2", b"3", b"4", b"5"]
@@ -124,6 +124,20 @@ async def test_a_batch_larger_than_the_ring(tmp_path: Path) -> None:
     assert _values(tmp_path / "data") == values * 6
 
 
+async def test_nobody_forges_what_the_gateway_says(tmp_path: Path) -> None:
+    """Headers of the gateway's own get another name: no gap is invented, and no other producer's state is moved."""
+    headers = [("gateway.gap", b"reason=disk count=1"), ("gateway.producer", b"7:0:99"), ("mine", b"1")]
+    forged = _sealed(bytearray(batch.encode([(1_000, None, None, headers)])))
+    async with running_endpoint(tmp_path / "data", produce=["orders"]) as running:
+        assert await _produce(running, forged) == (0, 0)
+    async with running_endpoint(tmp_path / "data", produce=["orders"]) as running:
+        assert await _produce(running, _batch([b"first"], 0, producer_id=7, epoch=0)) == (0, 1)
+    record = next(iter(gateway.open(tmp_path / "data")["orders"].read()))
+    assert record.gap is None
+    names = [name for name, _ in record.headers]
+    assert names == ["user.gateway.gap", "user.gateway.producer", "mine", "source_time"]
+
+
 async def test_without_an_answer(tmp_path: Path) -> None:
     """acks = 0: the records are taken, and the next request on the connection is answered."""
     async with running_endpoint(tmp_path / "data", produce=["orders"]) as running:
@@ -147,10 +161,10 @@ def test_sequence_numbers_begin_anew_after_the_largest() -> None:
     last = 2**31 - 1
     producers.restored(Position(1, 0, last - 1), 10)
     producers.restored(Position(1, 0, last), 11)
-    assert producers.check(Position(1, 0, 0), 5) == (0, 0, None)
+    assert producers.check(Position(1, 0, 0), 5) == Verdict()
     producers.restored(Position(1, 0, 0), 12)
     assert producers.check(Position(1, 0, last), 2).known == Outcome(0, 11)
-    assert producers.check(Position(1, 0, last), 4).skip == 2
+    assert producers.check(Position(1, 0, last), 4)[1:3] == (2, 11)
     assert producers.check(Position(1, 0, 2), 1).error == OUT_OF_ORDER
 
 
@@ -164,7 +178,7 @@ async def test_a_failed_batch_may_come_again() -> None:
     assert producers.check(Position(1, 0, 5), 3).known is outcome
     producers.failed(Position(1, 0, 5))
     producers.failed(Position(1, 0, 8))
-    assert producers.check(Position(1, 0, 5), 3) == (0, 0, None)
+    assert producers.check(Position(1, 0, 5), 3) == Verdict()
     assert producers.check(Position(1, 0, 8), 2).error == OUT_OF_ORDER
 
 

@@ -23,7 +23,7 @@ from kio.schema.errors import ErrorCode
 from gateway.clock import NS_PER_MS
 from gateway.serve.kafka import wire
 from gateway.serve.kafka.catalog import PARTITION
-from gateway.serve.kafka.producers import Outcome, Position, StreamProducers
+from gateway.serve.kafka.producers import Outcome, Position, StreamProducers, Verdict
 
 # Producer ids are given out in blocks, of which the journal keeps the end.
 PRODUCER_IDS_BLOCK = 1_000
@@ -31,6 +31,8 @@ PRODUCER_IDS_BLOCK = 1_000
 SLOT_BYTES = 64
 # Bytes that a gateway's own headers may add to a record.
 HEADERS_BYTES_MAX = 128
+# Of headers that the gateway's own records have.
+RESERVED_PREFIX = "gateway."
 # Batches that wait for the disk; each has two marks in the ring.
 BATCHES_WAITING_MAX = native_ring.MARKS_MAX // 4
 
@@ -50,6 +52,9 @@ class Waits(NamedTuple):
     first: int
     last: int
     marks: tuple[int, int]
+    skipped: int
+    """Records of the batch that were in the log already; where its first one is: `head`."""
+    head: int
     done: asyncio.Future[Outcome]
 
 
@@ -137,6 +142,7 @@ class Intake:
     async def _put(self, stream: str, index: int, taken: Taken) -> Awaitable[Outcome]:
         done: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
         rows, position = taken
+        verdict = Verdict()
         if position is not None:
             producers = self._producers[stream]
             verdict = producers.check(position, len(rows))
@@ -149,11 +155,16 @@ class Intake:
             done.add_done_callback(functools.partial(_forget, producers, position))
             rows = rows[verdict.skip :]
             position = position.plus(verdict.skip)
-        await self._append(index, rows, position, done)
+        await self._append(index, rows, position, verdict, done)
         return done
 
     async def _append(
-        self, index: int, rows: Sequence[batch.Row], position: Position | None, done: asyncio.Future[Outcome]
+        self,
+        index: int,
+        rows: Sequence[batch.Row],
+        position: Position | None,
+        verdict: Verdict,
+        done: asyncio.Future[Outcome],
     ) -> None:
         while len(self._waiting) >= BATCHES_WAITING_MAX:
             await self._move()
@@ -170,7 +181,7 @@ class Intake:
         self.records += len(rows)
         if len(rows) == 1:
             marks = (marks[0], marks[0])
-        self._waiting.append(Waits(index, first, last, marks, done))
+        self._waiting.append(Waits(index, first, last, marks, verdict.skip, verdict.head, done))
         self.look()  # perhaps it is there already
 
     def _append_row(self, index: int, row: batch.Row, headers: bytes, now_ns: int, mark: int) -> int:
@@ -212,7 +223,10 @@ class Intake:
         if verdict != native_ring.ACKED:
             return Outcome(ErrorCode.kafka_storage_error)
         first, last = map(self._ring.offset_of, one.marks)
-        return Outcome(0, first if last - first == one.last - one.first else -1)
+        follow_each_other = last - first == one.last - one.first
+        if one.skipped:
+            return Outcome(0, one.head if follow_each_other and one.head == first - one.skipped else -1)
+        return Outcome(0, first if follow_each_other else -1)
 
 
 def _forget(producers: StreamProducers, position: Position, done: asyncio.Future[Outcome]) -> None:
@@ -253,9 +267,12 @@ def _take(records: bytes | None) -> Taken:
 
 
 def _headers(row: batch.Row, position: Position | None, number: int) -> bytes:
-    """The record's own; then its producer's time, unless it brings one, and its place among the producer's records."""
+    """The record's own; then its producer's time, unless it brings one, and its place among the producer's records.
+
+    No client can forge what only the gateway says: headers of that kind get another name, as they do in MQTT.
+    """
     _, timestamp, _, _, headers = row
-    own = list(headers)
+    own = [(f"user.{name}" if name.startswith(RESERVED_PREFIX) else name, value) for name, value in headers]
     if timestamp >= 0 and all(name != "source_time" for name, _ in headers):
         own.append(("source_time", b"%d" % (timestamp * NS_PER_MS)))
     if position is not None:

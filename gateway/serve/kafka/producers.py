@@ -1,9 +1,9 @@
 """Which sequence number each idempotent producer has reached in a stream, so that nothing is recorded twice. No I/O.
 
-A record of such a producer carries ``producer = <id>:<epoch>:<sequence>`` as a header, so that what is known here
-comes back from the log itself, as far as it is durable, record by record: after a crash in the middle of a batch, too.
-Source: Apache Kafka, ProducerStateManager and ProducerAppendInfo. Sequence numbers go from 0 to 2^31 - 1, then begin
-anew.
+A record of such a producer carries ``gateway.producer = <id>:<epoch>:<sequence>`` as a header, so that what is known
+here comes back from the log itself, as far as it is durable, record by record: after a crash in the middle of a batch,
+too. Source: Apache Kafka, ProducerStateManager and ProducerAppendInfo. Sequence numbers go from 0 to 2^31 - 1, then
+begin anew.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 from kio.schema.errors import ErrorCode
 
-HEADER = "producer"
+HEADER = "gateway.producer"
 # Those that have not written for the longest are forgotten beyond so many, in each stream.
 PRODUCERS_MAX = 10_000
 # A client has at most so many batches on their way.
@@ -85,6 +85,8 @@ class Verdict(NamedTuple):
 
     error: int = 0
     skip: int = 0
+    head: int = -1
+    """With `skip`: the offset of the batch's first record, which is in the log already."""
     known: asyncio.Future[Outcome] | Outcome | None = None
 
 
@@ -144,7 +146,8 @@ class StreamProducers:
                 return Verdict(known=sent.outcome)
         if behind >= count:
             return Verdict(known=Outcome(0, known.offset_of(position.sequence)))
-        return Verdict(skip=behind)  # a crash came in the middle of the batch
+        # A crash came in the middle of the batch.
+        return Verdict(skip=behind, head=known.offset_of(position.sequence))
 
     def sent(self, position: Position, count: int, outcome: asyncio.Future[Outcome]) -> None:
         """A batch is on its way."""
