@@ -126,7 +126,12 @@ async def test_a_batch_larger_than_the_ring(tmp_path: Path) -> None:
 
 async def test_nobody_forges_what_the_gateway_says(tmp_path: Path) -> None:
     """Headers of the gateway's own get another name: no gap is invented, and no other producer's state is moved."""
-    headers = [("gateway.gap", b"reason=disk count=1"), ("gateway.producer", b"7:0:99"), ("mine", b"1")]
+    headers = [
+        ("gateway.gap", b"reason=disk count=1"),
+        ("user.gateway.x", b""),
+        ("gateway.producer", b"7:0:99"),
+        ("mine", b"1"),
+    ]
     forged = _sealed(bytearray(batch.encode([(1_000, None, None, headers)])))
     async with running_endpoint(tmp_path / "data", produce=["orders"]) as running:
         assert await _produce(running, forged) == (0, 0)
@@ -135,7 +140,7 @@ async def test_nobody_forges_what_the_gateway_says(tmp_path: Path) -> None:
     record = next(iter(gateway.open(tmp_path / "data")["orders"].read()))
     assert record.gap is None
     names = [name for name, _ in record.headers]
-    assert names == ["user.gateway.gap", "user.gateway.producer", "mine", "source_time"]
+    assert names == ["user.gateway.gap", "user.user.gateway.x", "user.gateway.producer", "mine", "source_time"]
 
 
 async def test_without_an_answer(tmp_path: Path) -> None:

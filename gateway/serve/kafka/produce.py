@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import re
 import struct
 import time
 from collections.abc import Awaitable, Mapping, Sequence
@@ -31,8 +32,8 @@ PRODUCER_IDS_BLOCK = 1_000
 SLOT_BYTES = 64
 # Bytes that a gateway's own headers may add to a record.
 HEADERS_BYTES_MAX = 128
-# Of headers that the gateway's own records have.
-RESERVED_PREFIX = "gateway."
+# Names that only the gateway gives, and what others' become: taking one "user." away gives them back.
+_RESERVED = re.compile(r"(user\.)*gateway\.")
 # Batches that wait for the disk; each has two marks in the ring.
 BATCHES_WAITING_MAX = native_ring.MARKS_MAX // 4
 
@@ -272,7 +273,7 @@ def _headers(row: batch.Row, position: Position | None, number: int) -> bytes:
     No client can forge what only the gateway says: headers of that kind get another name, as they do in MQTT.
     """
     _, timestamp, _, _, headers = row
-    own = [(f"user.{name}" if name.startswith(RESERVED_PREFIX) else name, value) for name, value in headers]
+    own = [(f"user.{name}" if _RESERVED.match(name) else name, value) for name, value in headers]
     if timestamp >= 0 and all(name != "source_time" for name, _ in headers):
         own.append(("source_time", b"%d" % (timestamp * NS_PER_MS)))
     if position is not None:
