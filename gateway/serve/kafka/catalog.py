@@ -21,6 +21,8 @@ from gateway.serve.kafka.slices import Slice, Slices
 PARTITION = 0
 # Names in the data directory are listed again when they are older: a template may have made a stream.
 LISTING_AGE_S = 1.0
+# Consumers that read what is long there need not be told the very end of the log each time.
+BOUNDS_AGE_S = 0.02
 INTERNAL_PREFIX = "__"
 # Readers of streams that were asked for lately; each keeps what it knows of segments.
 READERS_MAX = 1_024
@@ -51,6 +53,8 @@ class Topic:
         self._lock = threading.Lock()
         self._reader = PartitionReader(directory)
         self._slices = Slices(directory)
+        self._known = (0, 0, Limit(0, 0, 0))
+        self._known_at = float("-inf")
 
     def bounds(self) -> tuple[int, int]:
         """The first offset that is there, and the high watermark: the durable offset."""
@@ -63,7 +67,9 @@ class Topic:
             start = self._reader.log_start_offset
         except FileNotFoundError:  # a stream without its first record has no directory
             limit, start = Limit(0, 0, 0), 0
-        return min(start, limit.offset), limit.offset, limit
+        self._known_at = time.monotonic()
+        self._known = min(start, limit.offset), limit.offset, limit
+        return self._known
 
     def find(self, offset: int, bytes_max: int) -> tuple[int, int, Slice | None]:
         """Log start, high watermark, and the bytes that begin with the batch that holds `offset`.
@@ -72,6 +78,11 @@ class Topic:
         batch is in it, whatever `bytes_max`. Its file is open; the caller closes it. Raises OSError.
         """
         with self._lock:
+            start, end, limit = self._known
+            if time.monotonic() - self._known_at <= BOUNDS_AGE_S and start <= offset < end:
+                found = self._slices.go_on(limit, offset, bytes_max)
+                if found is not None:
+                    return start, end, found
             start, end, limit = self._bounds()
             if not start <= offset < end:
                 return start, end, None

@@ -16,6 +16,7 @@ from typing import BinaryIO, NamedTuple
 
 from gateway_native import batch
 
+from gateway.log.layout import segment_name
 from gateway.log.partition import Limit, PartitionReader, Place
 from gateway.log.segment import Walk
 
@@ -53,7 +54,8 @@ class Slices:
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
-        self._hints: dict[int, tuple[int, int]] = {}  # offset: base offset of its segment, position
+        # By offset: base offset of its segment, position, and the offset behind the segment if that is sealed.
+        self._hints: dict[int, tuple[int, int, int]] = {}
         self._reported: set[tuple[Path, int]] = set()
 
     def find(self, reader: PartitionReader, limit: Limit, offset: int, bytes_max: int) -> Slice | None:
@@ -61,47 +63,50 @@ class Slices:
 
         None if everything from there on is damaged, or went with retention just now. Raises OSError.
         """
+        found = self.go_on(limit, offset, bytes_max)
+        if found is not None:
+            return found
         for place in reader.places(offset, limit):
             try:
                 file = place.segment.path.open("rb", buffering=0)
             except FileNotFoundError:
                 continue
             try:
-                run = self._run_in(file, self._from_hint(place, offset), offset, bytes_max)
+                run = _quick(file, place.position, place.end, place.base_offset, offset, bytes_max, place.offset_max)
+                run = run if run is not None else self._run(place, offset, bytes_max)
             except BaseException:
                 file.close()
                 raise
             if run is not None:
-                self._remember(run, place.segment.base_offset)
-                return Slice(file, run.position, run.end - run.position)
+                return self._slice(file, run, limit, place.segment.base_offset, place.offset_max)
             file.close()
         return None
 
-    def _run_in(self, file: BinaryIO, place: Place, offset: int, bytes_max: int) -> _Run | None:
-        """As a rule all is well, and what is wanted fits into a thread's buffer; what is not so takes the long way."""
-        view = _buffer()[: min(bytes_max, place.end - place.position)]
+    def go_on(self, limit: Limit, offset: int, bytes_max: int) -> Slice | None:
+        """Where the last fetch ended, if this one goes on there: spares looking through segments and indexes."""
+        base, position, offset_max = self._hints.get(offset, (-1, 0, 0))
+        is_active = base == limit.segment_base
+        if base < 0 or not (is_active or offset_max):
+            return None
         try:
-            count = os.preadv(file.fileno(), [view], place.position)
-        except OSError:
-            count = 0  # a bad sector: it is passed over
-        found = batch.scan(view[:count], origin=place.position, expected_offset=place.base_offset)[0]
-        run = _take(None, found, offset, bytes_max, place.offset_max)[0]
-        return run if run is not None else self._run(place, offset, bytes_max)
+            file = (self._directory / segment_name(base)).open("rb", buffering=0)
+        except FileNotFoundError:
+            return None
+        end = limit.position if is_active else os.fstat(file.fileno()).st_size
+        run = _quick(file, position, end, offset, offset, bytes_max, limit.offset if is_active else offset_max)
+        if run is None:
+            file.close()
+            return None
+        return self._slice(file, run, limit, base, offset_max)
 
-    def _from_hint(self, place: Place, offset: int) -> Place:
-        """The batch where the last fetch ended, if this one goes on there: spares a walk from the index's entry."""
-        base, position = self._hints.get(offset, (-1, 0))
-        if base == place.segment.base_offset and position < place.end:
-            header = place.segment.header(position)
-            if header is not None and header.base_offset == offset:
-                return place._replace(position=position, base_offset=offset)
-        return place
-
-    def _remember(self, run: _Run, segment_base: int) -> None:
+    def _slice(self, file: BinaryIO, run: _Run, limit: Limit, base: int, offset_max: int) -> Slice:
+        """What was found. Whoever reads on will ask for what follows it."""
         self._hints.pop(run.next_offset, None)
         if len(self._hints) >= HINTS_MAX:
             del self._hints[next(iter(self._hints))]
-        self._hints[run.next_offset] = (segment_base, run.end)
+        # Where a segment ends is known when it is sealed.
+        self._hints[run.next_offset] = (base, run.end, 0 if base == limit.segment_base else offset_max)
+        return Slice(file, run.position, run.end - run.position)
 
     def _run(self, place: Place, offset: int, bytes_max: int) -> _Run | None:
         """The wanted batches behind `place`, up to the first damage; damage before the first of them is passed over."""
@@ -131,6 +136,22 @@ class Slices:
         logger.error(
             "consumers are led past damage; `gateway verify` says more", extra={"fields": {"place": str(damage)}}
         )
+
+
+def _quick(
+    file: BinaryIO, position: int, end: int, base_offset: int, offset: int, bytes_max: int, offset_max: int
+) -> _Run | None:
+    """As a rule all is well, and what is wanted fits into a thread's buffer. None: it takes a longer look.
+
+    position, base_offset: of a batch at or before the wanted one, in a segment that may be read up to `end`.
+    """
+    view = _buffer()[: max(min(bytes_max, end - position), 0)]
+    try:
+        count = os.preadv(file.fileno(), [view], position)
+    except OSError:
+        return None  # a bad sector, perhaps, which can be passed over
+    found = batch.scan(view[:count], origin=position, expected_offset=base_offset)[0]
+    return _take(None, found, offset, bytes_max, offset_max)[0]
 
 
 def _collect(walk: Walk, offset: int, bytes_max: int, offset_max: int) -> _Run | None:
