@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import socket
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
@@ -349,9 +350,14 @@ class Connection(asyncio.Protocol):
         return self._transport
 
     async def _send_file(self, transport: asyncio.Transport, piece: Slice) -> None:
-        """From the page cache to the socket, by sendfile(2)."""
+        """From the page cache to the socket, by sendfile(2).
+
+        The last bytes of a sendfile that met a full socket may stay in the kernel, which expects more of them, for
+        tens of milliseconds: setting TCP_NODELAY, again, sends them (tcp(7)).
+        """
         loop = asyncio.get_running_loop()
         sent = await loop.sendfile(transport, piece.file, piece.position, piece.length, fallback=False)
+        transport.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         if sent != piece.length:
             raise OSError(f"the file ended after {sent} of {piece.length} bytes")
 
