@@ -59,7 +59,7 @@ def read_with_confluent(port: int, count: int) -> None:
     consumer.assign([TopicPartition(TOPIC, 0, OFFSET_BEGINNING)])
     seen = 0
     while seen < count:
-        found = consumer.consume(10_000, 10.0)
+        found = consumer.consume(min(10_000, count - seen), 10.0)
         if not found:
             raise RuntimeError(f"{seen} of {count} records came")
         seen += len(found)
