@@ -88,12 +88,14 @@ class Fetcher:
 
     def _look(self, wanted: Sequence[Wanted], found: list[Found], changed: Iterable[int], budget: int) -> None:
         """Look those partitions up, on a thread that may read the disk. At least one record gets through."""
+        total = sum(one.length for one in found)
         for index in changed:
+            total -= found[index].length
             close([one] if (one := found[index].records) is not None else [])
             found[index] = Found()
-            left = budget - sum(one.length for one in found)
-            if left > 0 or not any(one.length for one in found):
-                found[index] = self._find(wanted[index], left)
+            if total < budget or total == 0:
+                found[index] = self._find(wanted[index], budget - total)
+                total += found[index].length
 
     def _find(self, wanted: Wanted, left: int) -> Found:
         topic = self._catalog.topic(wanted.topic) if wanted.partition == PARTITION else None
