@@ -26,6 +26,8 @@ MODULES = {
     "camera_seek": "a picture out of a day of footage: at() beside PyAV decoding the same access units",
     "columns": "records/s into Arrow, Polars and DuckDB, beside Parquet and a consumer of Kafka's broker; memory",
     "cameras": "CPU and memory of 1 to 200 cameras of 1080p25, beside ffmpeg and PyAV, and the latency to the disk",
+    "kafka_fetch": "records/s and MB/s that consumers get from the endpoint, beside a Kafka broker with the same bytes",
+    "kafka_latency": "from PUBLISH at the MQTT listener to the record at a waiting Kafka consumer",
     "log_startup": "time until a gateway with 100,000 segments accepts, and after kill -9",
 }
 

@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 import uvloop
 
-from gateway.config import Config, Retention, StreamConfig
+from gateway.config import KAFKA_SOURCE, Config, Retention, StreamConfig
 from gateway.errors import ConfigError, GatewayError, SourceError
 from gateway.ingest import limits
 from gateway.ingest.engine import Engine
-from gateway.ingest.source import Holdable, Refreshing, Source, SourceContext, load_factory
+from gateway.ingest.source import Factory, Holdable, Refreshing, Source, SourceContext, load_factory
 from gateway.ingest.troubles import DISK
 from gateway.log.layout import partition_path, prepare
 from gateway.log.lock import DataLock
@@ -38,6 +38,7 @@ def source_configs(config: Config) -> dict[str, tuple[str, Any]]:
         **{name: ("mqtt.listener", model) for name, model in config.mqtt.listeners.items()},
         **{name: ("mqtt.subscriber", model) for name, model in config.mqtt.subscribers.items()},
         **{name: ("camera", model) for name, model in config.cameras.items()},
+        **({KAFKA_SOURCE: ("kafka", config.kafka)} if config.kafka is not None else {}),
     }
 
 
@@ -186,7 +187,7 @@ class App:
 
     async def _start_source(self, name: str, kind: str, model: Any) -> None:
         context = SourceContext(self.engine, self.config, logging.getLogger(f"gateway.{kind}"))
-        source = load_factory(kind)(name, model, context)
+        source = _factory(kind)(name, model, context)
         self.sources[name] = source
         self._models[name] = (kind, model)
         try:
@@ -302,6 +303,17 @@ class App:
                     "[streams] changed in more than retention; the rest takes effect at the next start",
                     extra={"fields": {"stream": name}},
                 )
+
+
+def _factory(kind: str) -> Factory:
+    """Of a source of that kind. Raises SourceError when what it needs is not installed."""
+    if kind != "kafka":
+        return load_factory(kind)
+    try:
+        from gateway.serve.kafka import server
+    except ModuleNotFoundError as error:
+        raise SourceError(f"[kafka] needs the package {error.name!r}: pip install 'gateway[kafka]'.") from error
+    return server.create
 
 
 def _concerned(name: str) -> dict[str, str]:

@@ -36,6 +36,7 @@ _COMMANDS = {
     "replay": "gateway.commands.replay",
     "verify": "gateway.commands.verify",
     "config": "gateway.commands.config",
+    "kafka-user": "gateway.commands.kafka_user",
 }
 EXIT_INTERRUPTED = 130
 

@@ -14,9 +14,13 @@ from gateway_native.batch cimport (
 from gateway_native.buffers cimport grow_buffer, take_buffer
 from gateway_native.partition cimport NS_PER_MS, append_open_batch, mark_dirty, take_troubled
 from gateway_native.ring cimport (
+    MARKS,
     SLOT_BYTES,
     SLOT_GAP,
     SLOT_KEYFRAME,
+    SLOT_MARKED,
+    SLOT_NULL_KEY,
+    SLOT_NULL_VALUE,
     SLOT_WANTS_ACK,
     RingSlot,
     RingState,
@@ -32,6 +36,7 @@ from gateway_native.state cimport (
     gw_load_acquire,
     gw_load_relaxed,
     gw_planted,
+    gw_store_relaxed,
     gw_store_release,
     is_crowded,
 )
@@ -153,6 +158,13 @@ cdef bint take_record(WriterState* w, uint64_t ring_index, RingSlot* slot) noexc
         put_clock_record(p, timestamp)
     if slot.flags & SLOT_GAP and key_length == 0 and value_length == 0:
         key_length = value_length = -1      # the gateway's own records have neither
+    if slot.flags & (SLOT_NULL_KEY | SLOT_NULL_VALUE | SLOT_MARKED):
+        if slot.flags & SLOT_NULL_KEY:
+            key_length = -1
+        if slot.flags & SLOT_NULL_VALUE:
+            value_length = -1
+        if slot.flags & SLOT_MARKED:
+            gw_store_relaxed(&w.rings[ring_index].marks[slot.mark & (MARKS - 1)], <uint64_t>p.next_offset)
     batch_append(&p.open.builder, timestamp, key, key_length, value, value_length, value + slot.value_bytes,
                  slot.headers_bytes)
     p.last_timestamp = timestamp
@@ -165,6 +177,8 @@ cdef bint take_record(WriterState* w, uint64_t ring_index, RingSlot* slot) noexc
         mark_dirty(w, p)
     if slot.flags & (SLOT_WANTS_ACK | SLOT_GAP):
         p.open.waiting_rings |= <uint32_t>1 << ring_index
+        w.dirty_waiting += 1
+    elif gw_load_relaxed(&p.followed):
         w.dirty_waiting += 1
     if p.ack_memory:
         gw_store_release(&w.rings[ring_index].acked[p.index], slot.sequence)

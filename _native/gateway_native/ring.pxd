@@ -22,6 +22,11 @@ cdef enum:
     SLOT_WANTS_ACK = 2              # flag: someone waits for this record to be durable
     SLOT_PAD = 4                    # flag: no record, only room up to the end of the buffer
     SLOT_GAP = 8                    # flag: the gateway's own record of a loss; it may use the disk's reserve
+    SLOT_NULL_KEY = 16              # flag: it has no key, which is not the same as an empty one
+    SLOT_NULL_VALUE = 32            # flag: it has no value
+    SLOT_MARKED = 64                # flag: the producer wants to know the record's offset: `mark`
+
+    MARKS = 4096                    # offsets that a ring can have on their way back; a power of two
 
     VERDICT_WAIT = 0                # not durable yet
     VERDICT_ACK = 1                 # on disk (or, with ack = "memory", taken): the acknowledgement may leave
@@ -38,7 +43,7 @@ cdef struct RingSlot:
     uint32_t headers_bytes          # headers as record batch v2 stores them, their count included
     uint64_t sequence               # 1, 2, 3 … within (ring, partition)
     int64_t timestamp_ns            # receive time, Unix epoch
-    int64_t reserved2
+    uint64_t mark                   # with SLOT_MARKED: its offset goes to `marks[mark % MARKS]`
 
 cdef struct RingState:
     # Fixed after construction.
@@ -53,6 +58,7 @@ cdef struct RingState:
     uint64_t* refused_to            # [partition] … up to here, unless the producer has confirmed; both the writer's
     uint64_t* refused_seen          # [partition] the producer has dealt with refusals up to here
     uint64_t* refused_looked        # [partition] where `refused_to` was when the producer began to look; its own
+    uint64_t* marks                 # [MARKS] the writer's; read once the record is acknowledged, which comes after it
     int event_fd                    # readable when `acked` or `failed` moved, or room came back
     # The writer's doorbell: shared by all rings of one writer.
     uint64_t* writer_sleeping       # 1 while the writer may block

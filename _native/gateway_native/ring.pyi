@@ -5,6 +5,9 @@ CAPACITY_MAX: int
 KEYFRAME: int
 WANTS_ACK: int
 GAP: int
+NULL_KEY: int
+NULL_VALUE: int
+MARKS_MAX: int
 PENDING: int
 ACKED: int
 FAILED: int
@@ -38,8 +41,9 @@ class Ring:
     @property
     def counters(self) -> dict[str, int]: ...
     def append(
-        self, partition: int, key: bytes, value: bytes, headers: bytes, timestamp_ns: int, flags: int = 0
+        self, partition: int, key: bytes, value: bytes, headers: bytes, timestamp_ns: int, flags: int = 0, mark: int = 0
     ) -> int: ...
+    def offset_of(self, mark: int) -> int: ...
     def verdict(self, partition: int, sequence: int) -> int: ...
     @property
     def refusals_pending(self) -> bool: ...

@@ -36,6 +36,9 @@ CAPACITY_MAX = 1 << 32
 KEYFRAME = SLOT_KEYFRAME
 WANTS_ACK = SLOT_WANTS_ACK
 GAP = SLOT_GAP
+NULL_KEY = SLOT_NULL_KEY
+NULL_VALUE = SLOT_NULL_VALUE
+MARKS_MAX = MARKS
 PENDING = VERDICT_WAIT
 ACKED = VERDICT_ACK
 FAILED = VERDICT_FAILED
@@ -194,7 +197,8 @@ cdef class Ring:
         self.state.data = <uint8_t*>mmap(NULL, capacity, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0)
         if self.state.data == <uint8_t*>MAP_FAILED:
             self.state.data = NULL
-        if (self.state.data is NULL or self.state.next_sequence is NULL or self.state.acked is NULL
+        self.state.marks = <uint64_t*>calloc(MARKS, sizeof(uint64_t))
+        if (self.state.data is NULL or self.state.marks is NULL or self.state.next_sequence is NULL or self.state.acked is NULL
                 or self.state.failed is NULL or self.state.refused_from is NULL):
             raise MemoryError(f"no memory for ring {name} of {capacity} bytes")
         self.state.refused_to = self.state.refused_from + partitions
@@ -218,6 +222,7 @@ cdef class Ring:
         free(self.state.acked)
         free(self.state.failed)
         free(self.state.refused_from)
+        free(self.state.marks)
         free(self.state)
 
     @property
@@ -246,14 +251,17 @@ cdef class Ring:
         return {"records": self.state.records, "bytes": self.state.bytes, "full": self.state.full}
 
     def append(self, uint32_t partition, bytes key, bytes value, bytes headers, int64_t timestamp_ns,
-               int flags=0) -> int:
+               int flags=0, uint64_t mark=0) -> int:
         """Put one record in and publish it; return its sequence number in (ring, partition), or 0 when the ring is full.
 
+        mark: a number above 0 by which `offset_of` knows the record; those of two records that both wait for their
+        acknowledgement must not be the same modulo MARKS_MAX.
         headers: as `batch.encode_headers` gives them. timestamp_ns: receive time, Unix epoch. A record over
         `largest_record` raises ValueError, since it could never fit.
         """
         cdef uint64_t sequence = 0
         cdef uint8_t* to
+        cdef RingSlot* slot
         cdef size_t total = len(key) + len(value) + len(headers)
         if partition >= gw_load_acquire(self.state.partition_count):
             raise IndexError(f"partition {partition} of {gw_load_acquire(self.state.partition_count)}")
@@ -266,8 +274,16 @@ cdef class Ring:
         memcpy(to, <const char*>key, len(key))
         memcpy(to + len(key), <const char*>value, len(value))
         memcpy(to + len(key) + len(value), <const char*>headers, len(headers))
+        if mark:
+            slot = <RingSlot*>(to - SLOT_BYTES)
+            slot.flags |= SLOT_MARKED
+            slot.mark = mark
         ring_publish(self.state)
         return sequence
+
+    def offset_of(self, uint64_t mark) -> int:
+        """The offset of the record that was appended with this mark. Only once its verdict is ACKED."""
+        return <int64_t>gw_load_relaxed(&self.state.marks[mark & (MARKS - 1)])
 
     def verdict(self, uint32_t partition, uint64_t sequence) -> int:
         """PENDING, ACKED (it is on disk), FAILED (the partition failed before it got there) or REFUSED (the disk is full).

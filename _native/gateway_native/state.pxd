@@ -158,6 +158,7 @@ cdef struct Partition:
     uint64_t refused                # records refused for want of room
     uint64_t lost                   # records discarded because the partition failed
     uint64_t roll_wanted            # asked for by anyone, taken by the writer
+    uint64_t followed               # 1 while somebody waits to read its next records: they are committed without relaxing
     Refusal refusals[RINGS_MAX]
 
 cdef struct ManualTime:             # a test's clock

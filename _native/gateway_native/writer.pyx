@@ -340,6 +340,10 @@ cdef class Writer:
         gw_store_release(&self.state.rolls_wanted, gw_load_relaxed(&self.state.rolls_wanted) + 1)
         bell(self.state.writer_fd)
 
+    def follow(self, uint32_t index, bint followed) -> None:
+        """Does somebody wait to read the partition's next records? They are then committed as if their senders waited."""
+        gw_store_release(&self.partition(index).followed, 1 if followed else 0)
+
     def retry(self) -> None:
         """There may be room on the disk again: try now rather than within 200 ms."""
         gw_store_release(&self.state.retry_wanted, 1)

@@ -109,8 +109,10 @@ def limits_report(config: Config) -> dict[str, Any]:
         "buffer_bytes": config.limits.buffer_bytes,
         "session_rings_bytes": limits.session_rings_bytes(config),
         "key_index_bytes": limits.KEY_INDEX_BYTES,
+        "kafka_bytes": limits.kafka_bytes(config),
         "memory_bytes_max": limits.memory_bytes(config),
         "connections_max": sum(listener.connections_max for listener in config.mqtt.listeners.values()),
+        "kafka_connections_max": config.kafka.connections_max if config.kafka is not None else 0,
         "sessions_max": sum(listener.sessions_max for listener in config.mqtt.listeners.values()),
         "sums": [one._asdict() for one in limits.sums(config)],
     }

@@ -62,6 +62,10 @@ routes = [{{ filter = "#", stream = "telemetry" }}]
 # topic = "gateway/{name}"          # …/status, …/statistics
 # commands = false                # true: who may publish to …/command there may pause sources and see pictures
 
+# [kafka]                         # Kafka clients read every stream as a topic: pip install 'gateway[kafka]'
+# bind = "127.0.0.1:9092"
+# produce = ["orders"]              # streams that they may write to
+
 # --- cameras ----------------------------------------------------------------------------------------------------
 
 # [cameras.gate-1]

@@ -17,7 +17,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from gateway.config.checks import overlaps, warnings
+from gateway.config.checks import KAFKA_SOURCE, overlaps, warnings
 from gateway.config.explain import explain
 from gateway.config.files import Sources, read_dict, read_file
 from gateway.config.model import (
@@ -29,6 +29,7 @@ from gateway.config.model import (
     Config,
     ControlConfig,
     DiskConfig,
+    KafkaConfig,
     LimitsConfig,
     ListenerConfig,
     MqttConfig,
@@ -43,6 +44,7 @@ from gateway.config.model import (
 from gateway.errors import ConfigError
 
 __all__ = [
+    "KAFKA_SOURCE",
     "OVERFLOW_STREAM",
     "RECORD_BYTES_MAX",
     "SESSIONS_STREAM",
@@ -51,6 +53,7 @@ __all__ = [
     "Config",
     "ControlConfig",
     "DiskConfig",
+    "KafkaConfig",
     "LimitsConfig",
     "ListenerConfig",
     "MqttConfig",

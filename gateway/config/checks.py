@@ -14,6 +14,7 @@ from gateway.config.model import (
     BrokerConfig,
     CameraConfig,
     Config,
+    KafkaConfig,
     ListenerConfig,
     ReconnectingConfig,
     SubscriberConfig,
@@ -33,6 +34,7 @@ def overlaps(config: Config) -> list[Problem]:
         *_internal_streams(config),
         *_credentials(config),
         *_listener_security(config),
+        *_kafka(config),
         *_limits(config),
     ]
 
@@ -248,6 +250,56 @@ def _anonymous(path: tuple[str, ...], listener: ListenerConfig) -> Iterator[Prob
         yield (*path, "allow_anonymous"), "is false, but there are neither users nor certificates: nobody could connect"
 
 
+# The name of the Kafka endpoint among the sources: of its ring, in logs and statistics.
+KAFKA_SOURCE = "kafka"
+
+
+def _kafka(config: Config) -> Iterator[Problem]:
+    kafka = config.kafka
+    if kafka is None:
+        return
+    for key in ("tls_cert", "tls_key", "users_file"):
+        file = getattr(kafka, key)
+        if file is not None and not file.is_file():
+            yield ("kafka", key), f"there is no file {str(file)!r}"
+    if kafka.tls_key is not None and not kafka.tls:
+        yield ("kafka", "tls_key"), "has no effect without 'tls_cert'; set it, or leave this out"
+    if not (kafka.is_local or kafka.users_file or kafka.allow_anonymous_set):
+        text = (
+            "is reachable from other machines, and everybody there could read all streams; set 'users_file', or, if "
+            "that is meant, 'allow_anonymous = true'"
+        )
+        yield ("kafka", "bind"), text
+    if kafka.users_file is not None and kafka.allow_anonymous_set:
+        yield ("kafka", "allow_anonymous"), "whoever connects has to be one of 'users_file'; leave one of the two out"
+    yield from _kafka_overlaps(config, kafka)
+
+
+def _kafka_overlaps(config: Config, kafka: KafkaConfig) -> Iterator[Problem]:
+    cameras = {camera.stream: name for name, camera in config.cameras.items()}
+    for index, stream in enumerate(kafka.produce):
+        if stream.startswith("__"):
+            yield ("kafka", "produce", index), f"{stream!r} begins with '__', as only the gateway's own streams do"
+        elif stream in cameras:
+            yield ("kafka", "produce", index), f"cameras.{cameras[stream]} records in {stream!r}; choose another stream"
+    for path, source in _named(config):
+        if path[-1] == KAFKA_SOURCE:
+            yield path, "the Kafka endpoint has this name in logs and counters; choose another"
+        if not isinstance(source, ListenerConfig) or not source.port or source.port != kafka.port:
+            continue
+        if _same_address(source.host, kafka.host):
+            yield ("kafka", "bind"), f"port {kafka.port} is taken by {dotted(path)}; choose another"
+
+
+def _kafka_warnings(kafka: KafkaConfig) -> Iterator[Problem]:
+    if not kafka.is_local and not kafka.tls:
+        yield ("kafka", "bind"), "records go over the network in plain text; set 'tls_cert' and 'tls_key'"
+    for key in ("users_file", "tls_key"):
+        file = getattr(kafka, key)
+        if file is not None and _others_may_read(file):
+            yield ("kafka", key), f"{file} may be read by every user; 'chmod 600' it"
+
+
 def _limits(config: Config) -> Iterator[Problem]:
     ring, record = config.limits.ring_bytes, config.limits.record_bytes_max
     if ring & (ring - 1):
@@ -266,6 +318,8 @@ def _warnings(config: Config) -> Iterator[Problem]:
     yield from _stream_warnings(config)
     yield from _source_warnings(config)
     yield from _control_warnings(config)
+    if config.kafka is not None:
+        yield from _kafka_warnings(config.kafka)
 
 
 def _stream_warnings(config: Config) -> Iterator[Problem]:

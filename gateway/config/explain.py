@@ -15,7 +15,6 @@ from gateway.config.files import KeyPath, Problem
 
 # Planned tables that people may have read about; each gets a sentence of its own.
 _LATER = {
-    ("kafka",): "the Kafka endpoint is not in this version; remove the table",
     ("http",): "the status page is not in this version; remove the table",
     ("forward",): "forwarding is not in this version; remove the table",
 }

@@ -112,6 +112,11 @@ def _check_bind(bind: str) -> str:
     return bind
 
 
+def _check_tcp_bind(bind: str) -> str:
+    split_bind(bind)
+    return bind
+
+
 def unix_path(bind: str) -> Path | None:
     """Where a Unix socket is, of a bind such as ``"unix:/run/gateway/mqtt.sock"``; else None."""
     return Path(bind.removeprefix("unix:")) if bind.startswith("unix:") else None
@@ -505,6 +510,54 @@ class CameraConfig(ReconnectingConfig):
         return self.engine or ("native" if self.native_possible else "pyav")
 
 
+def _check_advertise(address: str) -> str:
+    host, port = split_bind(address)
+    if port == 0 or host in ("0.0.0.0", "::"):
+        raise ValueError(
+            f"{address!r} is no place to come to; write the name and port that clients reach, as 'edge-7:9092'"
+        )
+    return address
+
+
+class KafkaConfig(Section):
+    """``[kafka]``: Kafka clients read every stream as a topic, and write to those that are named."""
+
+    bind: Annotated[str, AfterValidator(_check_tcp_bind)]
+    # What clients are told to come back to; default: the address at which they came.
+    advertise: Annotated[str, AfterValidator(_check_advertise)] | None = None
+    produce: list[Name] = []  # streams that clients may write to
+    connections_max: int = Field(default=100, ge=1, le=100_000)
+    max_request_bytes: SizeBytes = Field(default=17 * MIB, alias="max_request", ge=64 * KIB, le=64 * MIB)
+    connect_timeout_ns: DurationNs = Field(
+        default=10 * NS_PER_S, alias="connect_timeout", ge=NS_PER_S, le=10 * MINUTE_NS
+    )
+    idle_timeout_ns: DurationNs = Field(default=10 * MINUTE_NS, alias="idle_timeout", ge=NS_PER_S, le=DAY_NS)
+    # From the first byte of a request or a response to its last.
+    transfer_timeout_ns: DurationNs = Field(default=MINUTE_NS, alias="transfer_timeout", ge=NS_PER_S, le=60 * MINUTE_NS)
+    tls_cert: FilePath | None = None
+    tls_key: FilePath | None = None  # default: in the same file as the certificate
+    users_file: FilePath | None = None  # as `gateway kafka-user` writes it
+    allow_anonymous_set: bool | None = Field(default=None, alias="allow_anonymous")
+
+    @property
+    def host(self) -> str:
+        return split_bind(self.bind)[0]
+
+    @property
+    def port(self) -> int:
+        """0: the system chooses."""
+        return split_bind(self.bind)[1]
+
+    @property
+    def tls(self) -> bool:
+        return self.tls_cert is not None
+
+    @property
+    def is_local(self) -> bool:
+        """Only programs of this machine can connect."""
+        return is_loopback(self.host)
+
+
 class MqttConfig(Section):
     """``[mqtt]``: listeners and subscribers by name."""
 
@@ -543,6 +596,7 @@ class Config(Section):
     mqtt: MqttConfig = MqttConfig()
     cameras: Annotated[dict[Name, CameraConfig], BeforeValidator(_default_streams)] = {}
     control: ControlConfig | None = None
+    kafka: KafkaConfig | None = None
 
     def stream(self, name: str) -> StreamConfig:
         """The stream's settings, or the defaults for one that the file does not name."""
@@ -566,4 +620,4 @@ class Config(Section):
             streams.add(SESSIONS_STREAM)
         for subscriber in self.mqtt.subscribers.values():
             streams |= {route.known_stream for route in subscriber.routes}
-        return streams
+        return streams | set(self.kafka.produce if self.kafka else ())

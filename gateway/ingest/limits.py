@@ -76,15 +76,40 @@ def session_rings_bytes(config: Config) -> int:
     return len(config.mqtt.listeners) * SESSION_RING_BYTES
 
 
+# Large requests of Kafka clients have so much memory, all clients together …
+KAFKA_REQUESTS_BYTES = 64 * 2**20
+# … and small ones, and responses, so much for each connection.
+KAFKA_CONNECTION_BYTES = 2**19
+# Through which produced records go.
+KAFKA_RING_BYTES = 64 * 2**20
+KAFKA_IDLE_RING_BYTES = 2**16
+
+
+def kafka_ring_bytes(config: Config) -> int:
+    """The endpoint's ring, which tells it of commits too: a small one where nobody may produce."""
+    if config.kafka is None:
+        return 0
+    return KAFKA_RING_BYTES if config.kafka.produce else KAFKA_IDLE_RING_BYTES
+
+
+def kafka_bytes(config: Config) -> int:
+    """Its ring, and what it holds of requests and responses."""
+    if config.kafka is None:
+        return 0
+    return kafka_ring_bytes(config) + KAFKA_REQUESTS_BYTES + config.kafka.connections_max * KAFKA_CONNECTION_BYTES
+
+
 def memory_bytes(config: Config) -> int:
-    """Of all rings, of the batches that are not durable yet, and of making key indexes."""
-    fixed = config.limits.buffer_bytes + KEY_INDEX_BYTES
-    return rings(config) * config.limits.ring_bytes + session_rings_bytes(config) + fixed
+    """Of all rings, of the batches that are not durable yet, of making key indexes, and of the Kafka endpoint."""
+    small = session_rings_bytes(config) + kafka_bytes(config)
+    return rings(config) * config.limits.ring_bytes + small + config.limits.buffer_bytes + KEY_INDEX_BYTES
 
 
 def _descriptors(config: Config) -> Sum:
     streams = len(config.written_streams())
     connections = sum(listener.connections_max for listener in config.mqtt.listeners.values())
+    # Each of a Kafka client's may have a segment open beside its socket.
+    connections += 2 * config.kafka.connections_max if config.kafka is not None else 0
     others = DESCRIPTORS_PER_RING * (rings(config) + len(config.mqtt.listeners)) + DESCRIPTORS_MARGIN
     others += len(config.cameras)  # a socket each
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -119,7 +144,8 @@ def _memory(config: Config) -> Sum:
         "memory",
         memory_bytes(config),
         f"{count} rings of {format_size(limits.ring_bytes)} + {format_size(sessions_bytes)} of listeners' small ones"
-        f" + {format_size(limits.buffer_bytes)} of buffers + {format_size(KEY_INDEX_BYTES)} for key indexes",
+        f" + {format_size(limits.buffer_bytes)} of buffers + {format_size(KEY_INDEX_BYTES)} for key indexes"
+        + (f" + {format_size(kafka_bytes(config))} of the Kafka endpoint" if config.kafka is not None else ""),
         min(available, default=None),
         "Lower 'ring' or 'buffers' in [limits], or let sources share one address and one set of routes.",
     )

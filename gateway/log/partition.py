@@ -36,6 +36,19 @@ class Limit(NamedTuple):
     offset: int
 
 
+class Place(NamedTuple):
+    """Where in an open segment to read on: a batch at or before the one that is wanted."""
+
+    segment: Segment
+    position: int
+    base_offset: int
+    """Of the batch at `position`."""
+    end: int
+    """Bytes of the segment that may be read."""
+    offset_max: int
+    """What follows begins with it, whatever else is in the file."""
+
+
 class TimeRange(NamedTuple):
     """Times (ms) of a partition's records: the first one's, and the latest of all."""
 
@@ -327,6 +340,21 @@ class PartitionReader:
                 continue
             with segment:
                 yield from self._segment_chunks(segment, selection, decode, limit, span.end_offset, on_damage)
+
+    def places(self, offset: int, limit: Limit) -> Iterator[Place]:
+        """For reading batches as they are: where `offset` lies, then the beginning of each segment that follows.
+
+        A segment is open until the next one is asked for. Those that retention removed meanwhile are passed over.
+        """
+        for span in self._segments.spans(limit.segment_base, limit.offset, offset, limit.offset):
+            try:
+                segment = Segment(self.directory, span.base_offset)
+            except FileNotFoundError:
+                continue
+            with segment:
+                end = segment.size if span.base_offset != limit.segment_base else limit.position
+                position, first = self._locate(segment, offset, end)
+                yield Place(segment, position, first, end, span.end_offset)
 
     def _is_left_out(self, span: Span, selection: batch.Selection) -> bool:
         """Does the manifest say that none of its times is selected? Then the segment need not be opened."""

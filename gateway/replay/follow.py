@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from gateway_native.batch import Row
 
     from gateway.log.partition import PartitionReader
+    from gateway.replay.remote import RemoteReader
 
 
 class Follower:
@@ -28,7 +29,7 @@ class Follower:
 
     def __init__(
         self,
-        reader: PartitionReader,
+        reader: PartitionReader | RemoteReader,
         position: int,
         zone: tzinfo,
         report: GapReport,

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from gateway.replay.follow import Follower, Merged
     from gateway.replay.moments import Moment
     from gateway.replay.readings import WithReadings
+    from gateway.replay.remote import RemoteReader
 
 # How often `follow` looks whether more has become durable.
 POLL_S = 0.05
@@ -220,10 +221,10 @@ class Log:
 class Stream:
     """One stream, open for reading. It may be kept and asked again: it sees what becomes durable."""
 
-    def __init__(self, name: str, directory: Path, zone: ZoneInfo) -> None:
+    def __init__(self, name: str, directory: Path, zone: ZoneInfo, *, reader: RemoteReader | None = None) -> None:
         self.name = name
         self.zone = zone
-        self.reader = PartitionReader(directory)
+        self.reader: PartitionReader | RemoteReader = reader or PartitionReader(directory)
         self._warned: set[tuple[Path, int]] = set()
 
     def __repr__(self) -> str:
@@ -361,11 +362,14 @@ class Stream:
         return moment(timestamp_ms, self.zone)
 
     @cached_property
-    def key_frames(self) -> KeyFrameFinder:
-        """Finds the key frames of cameras in this stream, by the indexes beside its segments where there are any."""
+    def key_frames(self) -> KeyFrameFinder | None:
+        """Finds the key frames of cameras in this stream, by the indexes beside its segments where there are any.
+
+        None at a distance, where there are no files to look into.
+        """
         from gateway.log.key_frame_finder import KeyFrameFinder
 
-        return KeyFrameFinder(self.reader)
+        return KeyFrameFinder(self.reader) if isinstance(self.reader, PartitionReader) else None
 
     def at(
         self,
@@ -496,9 +500,22 @@ def _span(offsets: tuple[int | None, int | None] | range | None) -> tuple[int | 
     return offsets if offsets is not None else (None, None)
 
 
-def open(data: str | Path) -> Log:  # noqa: A001  # gateway.open(…) reads as it should
+def open(  # noqa: A001  # gateway.open(…) reads as it should
+    data: str | Path,
+    *,
+    username: str | None = None,
+    password: str | None = None,
+    tls_ca: str | Path | None = None,
+    timezone: str = "UTC",
+) -> Log:
     """Open a data directory for reading: a running gateway's, a killed one's, or a copy; read permission is enough.
 
-    Raises FormatError if it is none, or if a newer Gateway wrote it.
+    Or what a Kafka endpoint serves, a gateway's or any other: ``"kafka://host:9092"``, ``"kafkas://host:9093"`` over
+    TLS; the further arguments are for these alone. timezone: in which times without a zone are meant there.
+    Raises FormatError if it is no data directory, or if a newer Gateway wrote it; UsageError for a URL that is none.
     """
+    if isinstance(data, str) and data.startswith(("kafka://", "kafkas://")):
+        from gateway.replay.remote import open_remote
+
+        return open_remote(data, username=username, password=password, tls_ca=tls_ca, timezone=timezone)
     return Log(data)

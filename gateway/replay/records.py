@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from gateway.log.partition import Limit, PartitionReader
     from gateway.log.segment import Damage
+    from gateway.replay.remote import RemoteReader
     from gateway.replay.wide import Aggregate, Wide
 
 OnGap = Literal["gap", "raise", "skip"]
@@ -138,7 +139,13 @@ class Records(Columnar, Iterable[Record]):
     """
 
     def __init__(
-        self, reader: PartitionReader, selection: Selection, zone: tzinfo, report: GapReport, *, retained: bool = True
+        self,
+        reader: PartitionReader | RemoteReader,
+        selection: Selection,
+        zone: tzinfo,
+        report: GapReport,
+        *,
+        retained: bool = True,
     ) -> None:
         self._reader = reader
         self._retained = retained

@@ -142,7 +142,20 @@ def test_secrets_are_not_shown(write: Any, monkeypatch: pytest.MonkeyPatch) -> N
             "gateway.toml:3: site.timezone: there is no time zone 'Berlin'; did you mean",
         ),
         ('data = "d"\nsite = 5\n', "gateway.toml:2: site: must be a table"),
-        ('data = "d"\n[kafka]\nbind = "x"\n', "gateway.toml:2: kafka: the Kafka endpoint is not in this version"),
+        ('data = "d"\n[kafka]\nbind = "x"\n', "gateway.toml:3: kafka.bind: 'x' is not host:port"),
+        ('data = "d"\n[kafka]\nbind = "0.0.0.0:9092"\n', "gateway.toml:3: kafka.bind: is reachable from other"),
+        (
+            'data = "d"\n[kafka]\nbind = "127.0.0.1:9092"\nadvertise = "0.0.0.0:9092"\n',
+            "gateway.toml:4: kafka.advertise: '0.0.0.0:9092' is no place to come to",
+        ),
+        (
+            'data = "d"\n[kafka]\nbind = "127.0.0.1:9092"\nproduce = ["__x"]\n',
+            "gateway.toml:4: kafka.produce[0]: '__x' begins with '__'",
+        ),
+        (
+            'data = "d"\n[kafka]\nbind = "127.0.0.1:9092"\nusers_file = "absent"\n',
+            "gateway.toml:4: kafka.users_file: there is no file",
+        ),
         ('data = "d"\n[limits]\nring = "48MiB"\n', "gateway.toml:3: limits.ring: must be a power of two"),
         ('data = "d"\n[limits]\nmax_streams = 0\n', "gateway.toml:3: limits.max_streams: must be at least 1"),
         ('data = "d"\n[limits]\nmax_streams = "9"\n', "gateway.toml:3: limits.max_streams: must be a whole number"),

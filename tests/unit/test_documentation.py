@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[2]
 REFERENCE = (ROOT / "docs" / "reference.md").read_text(encoding="utf-8")
 SECTIONS = [
     model.Config, model.SiteConfig, model.DiskConfig, model.LimitsConfig, model.StreamConfig, model.ListenerConfig,
-    model.SubscriberConfig, model.SubscriberRoute, model.CameraConfig, model.ControlConfig,
+    model.SubscriberConfig, model.SubscriberRoute, model.CameraConfig, model.ControlConfig, model.KafkaConfig,
 ]  # fmt: skip
 
 

@@ -1,0 +1,171 @@
+"""How fast do Kafka clients read a stream from the gateway, compared with a Kafka broker that holds the same segments?
+
+The same files serve both: a stream that the gateway recorded is put into a topic of a KRaft broker on this machine (one
+node, its own defaults, all in the page cache). Both are read from the beginning to the end by confluent-kafka
+(librdkafka, default settings), by kcat, and by a bare client that discards what Fetch answers, 1 MiB at a time: what
+the server itself can do. Values of 64 B and of 16 KiB.
+"""
+
+from __future__ import annotations
+
+import shutil
+import socket
+import struct
+import subprocess
+import time
+from collections.abc import Callable
+from datetime import timedelta
+from pathlib import Path
+
+from bench.common import Result, Skipped, duration_s, median, scratch
+from gateway.serve.kafka import wire
+from tests.support import kafka_clients
+from tests.support.kafka_broker import KraftBroker
+from tests.support.kafka_gateway import Gateway
+from tests.support.kafka_wire import request
+
+TOPIC = "telemetry"
+SIZES = {"64 B": (64, round(duration_s(2_000_000, 100_000))), "16 KiB": (16_384, round(duration_s(40_000, 3_000)))}
+FETCH_BYTES = 2**20
+IDLE_S = 60.0
+
+
+def record(process: Gateway, value_bytes: int, count: int) -> None:
+    """So many records, produced over Kafka by librdkafka into the stream, which makes batches of a usual size."""
+    from confluent_kafka import Producer
+
+    producer = Producer(
+        {
+            "bootstrap.servers": process.address, "linger.ms": 20, "batch.num.messages": 10_000,
+            "queue.buffering.max.messages": 200_000,
+        }
+    )  # fmt: skip
+    value = b"x" * value_bytes
+    for _ in range(count):
+        while True:
+            try:
+                producer.produce(TOPIC, value, key=b"plant/line-1/sensor-01")
+                break
+            except BufferError:
+                producer.poll(0.05)
+    if producer.flush(IDLE_S):
+        raise RuntimeError("the gateway did not take all records")
+
+
+def read_with_confluent(port: int, count: int) -> None:
+    from confluent_kafka import OFFSET_BEGINNING, Consumer, TopicPartition
+
+    consumer = Consumer({"bootstrap.servers": f"127.0.0.1:{port}", "group.id": "bench", "enable.auto.commit": False})
+    consumer.assign([TopicPartition(TOPIC, 0, OFFSET_BEGINNING)])
+    seen = 0
+    while seen < count:
+        found = consumer.consume(min(10_000, count - seen), 10.0)
+        if not found:
+            raise RuntimeError(f"{seen} of {count} records came")
+        seen += len(found)
+    consumer.close()
+
+
+def read_with_kcat(port: int, count: int) -> None:
+    subprocess.run(
+        ["kcat", "-C", "-q", "-e", "-b", f"127.0.0.1:{port}", "-t", TOPIC, "-p", "0", "-o", "beginning", "-f", ""],
+        stdout=subprocess.DEVNULL, stdin=subprocess.DEVNULL, check=True, timeout=600,
+    )  # fmt: skip
+
+
+def read_bare(port: int, count: int) -> None:
+    """Fetch 11, one request after the other; of what comes only the last batch's offset is looked at."""
+    buffer = bytearray(4 * FETCH_BYTES)
+    view = memoryview(buffer)
+    offset = 0
+    with socket.create_connection(("127.0.0.1", port)) as connection:
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        while offset < count:
+            partitions = [{"partition": 0, "fetch_offset": offset, "partition_max_bytes": FETCH_BYTES}]
+            asked = {
+                "replica_id": -1, "max_wait": timedelta(seconds=1), "min_bytes": 1, "max_bytes": 50 * FETCH_BYTES,
+                "isolation_level": 0, "forgotten_topics_data": [],
+                "topics": [{"topic": TOPIC, "partitions": partitions}],
+            }  # fmt: skip
+            connection.sendall(request(wire.FETCH, 11, asked))
+            receive(connection, view[:4])
+            size = int.from_bytes(view[:4], "big")
+            receive(connection, view[:size])
+            offset = next_offset(buffer, size, offset)
+
+
+def receive(connection: socket.socket, into: memoryview) -> None:
+    got = 0
+    while got < len(into):
+        count = connection.recv_into(into[got:])
+        if not count:
+            raise RuntimeError("the server closed the connection")
+        got += count
+
+
+def next_offset(buffer: bytearray, size: int, offset: int) -> int:
+    """Behind the last whole batch; the records are what the response ends with."""
+    at = buffer.index(struct.pack(">h", len(TOPIC)) + TOPIC.encode()) + 2 + len(TOPIC) + 4 + 4 + 2 + 3 * 8 + 4 + 4
+    (records_bytes,) = struct.unpack_from(">i", buffer, at)
+    at += 4
+    end = at + records_bytes
+    while at + 61 <= end:
+        base, length = struct.unpack_from(">qi", buffer, at)
+        if at + 12 + length > end:
+            break
+        offset = base + struct.unpack_from(">i", buffer, at + 23)[0] + 1
+        at += 12 + length
+    return offset
+
+
+READERS: dict[str, Callable[[int, int], None]] = {
+    "confluent-kafka": read_with_confluent, "kcat": read_with_kcat, "bare": read_bare,
+}  # fmt: skip
+
+
+def timed(reader: Callable[[int, int], None], port: int, count: int) -> float:
+    start = time.perf_counter()
+    reader(port, count)
+    return time.perf_counter() - start
+
+
+def rounds_of(directory: Path, value_bytes: int, count: int, rounds: int) -> dict[tuple[str, str], list[float]]:
+    """Seconds, by server and reader."""
+    found: dict[tuple[str, str], list[float]] = {}
+    broker = KraftBroker(directory / "broker")
+    broker.format()
+    with broker:
+        kafka_clients.create_topics(broker.address, [TOPIC])
+    with Gateway(directory / "gateway", produce=[TOPIC]) as process:
+        process.start()
+        record(process, value_bytes, count)
+        process.end()
+        broker.replace_files(TOPIC, (process.data / f"{TOPIC}-0").iterdir())
+        process.start()
+        with broker:
+            for number in range(rounds + 1):  # the first one warms up: the JVM's compiler above all
+                for server, port in (("gateway", process.kafka_port), ("broker", broker.port)):
+                    for name, reader in READERS.items():
+                        took_s = timed(reader, port, count)
+                        if number:
+                            found.setdefault((server, name), []).append(took_s)
+    return found
+
+
+def run(rounds: int) -> Result:
+    for program in ("java", "kcat"):
+        if shutil.which(program) is None:
+            raise Skipped(f"{program} is not installed")
+    result = Result(("values", "client", "gateway k records/s", "broker k records/s", "gateway MB/s", "ratio"))
+    for size, (value_bytes, count) in SIZES.items():
+        with scratch() as directory:
+            found = rounds_of(directory, value_bytes, count, rounds)
+        for name in READERS:
+            ours, theirs = median(found["gateway", name]), median(found["broker", name])
+            result.rows.append(
+                (
+                    size, name, f"{count / ours / 1e3:,.0f}", f"{count / theirs / 1e3:,.0f}",
+                    f"{count * value_bytes / ours / 1e6:,.0f}", f"{theirs / ours:.2f}",
+                )
+            )  # fmt: skip
+    return result
