@@ -47,7 +47,7 @@ cdef extern from "atomics.h" nogil:
 cdef enum:
     # Rings are drained in turns, so after a stall one ring's records may be this much older than another's.
     LAG_MS_MAX = 300000
-    AHEAD_STEP = 8                  # records, and three steps: so far ahead the processor is asked for what they touch
+    AHEAD_STEP = 6                  # records, and three steps: so far ahead the processor is asked for what they touch
     AHEAD_MAX = 32
     CACHE_LINE_BYTES = 64
     CLOCK_TEXT_BYTES = 80
