@@ -6,7 +6,7 @@ import pytest
 from gateway_adapters.rtsp.failures import Failure, RemoteFault
 from gateway_adapters.rtsp.sdp import is_url, joined, parse
 
-from gateway.simulate.rtsp_messages import describe
+from gateway.simulate.sdp import describe
 
 BASE = "rtsp://10.0.0.11/main/"
 SPS = bytes.fromhex("674d001f9a6402802dd80b50101014")
