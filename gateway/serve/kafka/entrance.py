@@ -40,6 +40,7 @@ class Entrance:
         self._sockets: list[socket.socket] = []
         self._accepting: list[asyncio.Task[None]] = []
         self._entering: set[asyncio.Task[None]] = set()
+        self._at_the_door: set[asyncio.BaseProtocol] = set()  # accepted, and not in yet
 
     async def open(self, host: str, port: int) -> None:
         """Listen. Raises OSError."""
@@ -58,6 +59,10 @@ class Entrance:
         """Host and port that are bound."""
         host, port = self._sockets[0].getsockname()[:2]
         return host, port
+
+    def came_in(self, connection: asyncio.BaseProtocol) -> None:
+        """Its handshake is done: the host counts it from here on."""
+        self._at_the_door.discard(connection)
 
     def close(self) -> None:
         """Let nobody in any more, nor those who are still at the door."""
@@ -84,24 +89,29 @@ class Entrance:
                 self._host.say(logging.ERROR, "no connection can be accepted", error=error.strerror)
                 await asyncio.sleep(FULL_PAUSE_S)
                 continue
-            if not self._host.has_room(len(self._entering)):
+            if not self._host.has_room(len(self._at_the_door)):
                 self._host.count("refused")
                 accepted.close()
                 continue
-            entering = loop.create_task(self._enter(accepted, f"{address[0]}:{address[1]}"), name="kafka-enter")
+            connection = self._protocol()
+            self._at_the_door.add(connection)
+            peer = f"{address[0]}:{address[1]}"
+            entering = loop.create_task(self._enter(connection, accepted, peer), name="kafka-enter")
             self._entering.add(entering)
             entering.add_done_callback(self._entering.discard)
 
-    async def _enter(self, accepted: socket.socket, peer: str) -> None:
+    async def _enter(self, connection: asyncio.BaseProtocol, accepted: socket.socket, peer: str) -> None:
         handshake_s = self._timeout_s if self._tls is not None else None
         try:
             await asyncio.get_running_loop().connect_accepted_socket(
-                self._protocol, accepted, ssl=self._tls, ssl_handshake_timeout=handshake_s
+                lambda: connection, accepted, ssl=self._tls, ssl_handshake_timeout=handshake_s
             )
         except OSError as error:  # SSLError and TimeoutError are OSErrors
             self._host.count("handshakes_failed")
             cause = getattr(error, "reason", None) or error.strerror or str(error) or type(error).__name__
             self._host.say(logging.WARNING, "connection closed: the TLS handshake failed", peer=peer, cause=cause)
+        finally:
+            self._at_the_door.discard(connection)
 
 
 def _listening(family: int, address: object) -> socket.socket:

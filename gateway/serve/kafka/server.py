@@ -189,6 +189,8 @@ class Server:
 
     def admit(self, connection: Connection) -> bool:
         """False: there are too many connections."""
+        assert self._entrance is not None
+        self._entrance.came_in(connection)
         if not self.has_room(0):
             self.count("refused")
             return False
