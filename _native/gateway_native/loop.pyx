@@ -62,9 +62,11 @@ cdef enum:
     QUIET_WAITING_MAX = 128
     # Who publishes while others' records are being synced waits for nobody: that is no such group. A few are late.
     QUIET_LATE_PART = 4
-    # Where nobody waits for an acknowledgement, few bytes may wait this long for company: see `relaxed_bytes`.
+    # Where nobody waits for an acknowledgement, few bytes may wait this long for company.
     RELAXED_SPACING_NS = 100000000
     RELAXED_BYTES = 1048576
+    # Likewise more bytes of many partitions: so much of the time that the last commit took.
+    CROWDED_REST_PART = 2
 
 
 # -- the wall clock ---------------------------------------------------------------------------------------------------
@@ -120,6 +122,7 @@ cdef void start_commit(WriterState* w, uint64_t now) noexcept nogil:
         bell(w.flusher_fd)
     else:
         w.commits_ended += 1
+        w.collected_ns = now
         w.starved = False           # what failed gave its buffers back
 
 
@@ -137,10 +140,16 @@ cdef void collect_commit(WriterState* w) noexcept nogil:
     gw_store_release(&w.commit_state, COMMIT_IDLE)
 
 
-cdef inline uint64_t relaxed_bytes(WriterState* w) noexcept nogil:
-    """How much may wait. Many partitions cost a batch and a file to be synced each: theirs is half of the buffers, of which
-    the commit under way may hold the other half."""
-    return max(w.buffer_bytes_max // 2, <uint64_t>RELAXED_BYTES) if is_crowded(w) else RELAXED_BYTES
+cdef inline uint64_t relaxed_due(WriterState* w, uint64_t linger) noexcept nogil:
+    """Nobody waits: the commit may wait for company. Counted from the end of the last one: after a slow one the next would
+    else begin at once, with next to nothing in it."""
+    cdef uint64_t due = w.last_commit_ns + linger
+    if w.dirty_bytes < RELAXED_BYTES and linger < RELAXED_SPACING_NS:
+        return w.collected_ns + RELAXED_SPACING_NS
+    if is_crowded(w) and w.dirty_bytes < w.buffer_bytes_max // 2:
+        # Many partitions cost a batch and a file to be synced each, however little comes for them.
+        return max(due, w.collected_ns + (w.collected_ns - w.last_commit_ns) // CROWDED_REST_PART)
+    return due
 
 
 cdef uint64_t commit_due(WriterState* w) noexcept nogil:
@@ -156,10 +165,7 @@ cdef uint64_t commit_due(WriterState* w) noexcept nogil:
                 or w.waiting_in_commit * QUIET_LATE_PART > w.dirty_waiting:
             return due
         return due if due < w.last_arrival_ns + QUIET_NS else w.last_arrival_ns + QUIET_NS
-    if w.dirty_bytes < relaxed_bytes(w) and linger < RELAXED_SPACING_NS:
-        # After a commit that took longer than this the next would else begin at once, with next to nothing in it.
-        return w.collected_ns + RELAXED_SPACING_NS
-    return w.last_commit_ns + linger
+    return relaxed_due(w, linger)
 
 
 cdef bint serve_flush(WriterState* w) noexcept nogil:

@@ -85,31 +85,45 @@ def test_who_waits_for_an_acknowledgement_is_not_held_up_by_a_slow_commit(tmp_pa
     assert stepped.commits == began + 1
 
 
-def commits_after(stepped: Stepped, records_each: int) -> int:
-    """How many commits begin within 20 ms when so many records of 10 kB have come for each partition."""
+def test_few_partitions_wait_for_a_mebibyte(tmp_path: Path) -> None:
+    def commits(records: int) -> int:
+        stepped = Stepped(tmp_path / str(records), 1)
+        began = stepped.commits
+        stepped.pass_time(10)
+        for _ in range(records):
+            stepped.put_each(VALUE)
+        stepped.take()
+        return stepped.commits - began
+
+    assert commits(100) == 0
+    assert commits(110) == 1
+
+
+def after_a_commit_of(milliseconds: int, directory: Path, *, partitions: int, records_each: int) -> int:
+    """How many ms after the end of a slow commit the next begins, when so many records of 10 kB have come meanwhile."""
+    stepped = Stepped(directory, partitions)
+    stepped.pass_time(100)
+    stepped.put_each(b"1")
+    stepped.take()
     began = stepped.commits
-    stepped.pass_time(10)
+    stepped.pass_time(milliseconds)
     for _ in range(records_each):
         stepped.put_each(VALUE)
+    stepped.sync()
     stepped.take()
-    stepped.pass_time(10)
-    stepped.take()
-    return stepped.commits - began
+    waited = 0
+    while stepped.commits == began:
+        stepped.pass_time(1)
+        stepped.take()
+        waited += 1
+    return waited
 
 
-def test_few_partitions_wait_for_a_mebibyte(tmp_path: Path) -> None:
-    assert commits_after(Stepped(tmp_path / "a", 1), 100) == 0
-    assert commits_after(Stepped(tmp_path / "b", 1), 110) == 1
-
-
-def test_many_partitions_wait_for_half_of_the_buffers(tmp_path: Path) -> None:
-    """Each costs a batch and a file to be synced, so more is to come together; a second is never waited for."""
+def test_many_partitions_leave_half_the_time_that_a_commit_takes(tmp_path: Path) -> None:
+    """Each costs a batch and a file to be synced, so more is to come together; but not when half the buffers are full."""
     assert MANY * 11 * len(VALUE) > BUFFERS // 2
-    assert commits_after(Stepped(tmp_path / "a", MANY), 10) == 0
-    assert commits_after(Stepped(tmp_path / "b", MANY), 11) == 1
-    stepped = Stepped(tmp_path / "c", MANY)
-    assert commits_after(stepped, 1) == 0
-    began = stepped.commits
-    stepped.pass_time(80)
-    stepped.take()
-    assert stepped.commits == began + 1
+    assert after_a_commit_of(60, tmp_path / "a", partitions=MANY, records_each=6) == 30
+    assert after_a_commit_of(4, tmp_path / "b", partitions=MANY, records_each=6) == 2
+    assert after_a_commit_of(60, tmp_path / "c", partitions=MANY, records_each=11) == 0
+    assert after_a_commit_of(60, tmp_path / "d", partitions=MANY, records_each=1) == 100
+    assert after_a_commit_of(60, tmp_path / "e", partitions=1, records_each=120) == 0
