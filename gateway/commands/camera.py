@@ -271,7 +271,7 @@ def discover(
     GATEWAY_CAMERA_PASSWORD. It is sent as a digest, to every camera that answers. Needs the extra `onvif`.
     """
     from gateway.clock import NS_PER_S, parse_duration
-    from gateway.config.model import split_bind
+    from gateway.config.values import split_bind
 
     known = _credentials(username, password_file)
     try:

@@ -21,9 +21,6 @@ from gateway.config.checks import KAFKA_SOURCE, overlaps, warnings
 from gateway.config.explain import explain
 from gateway.config.files import Sources, read_dict, read_file
 from gateway.config.model import (
-    OVERFLOW_STREAM,
-    RECORD_BYTES_MAX,
-    SESSIONS_STREAM,
     BrokerConfig,
     CameraConfig,
     Config,
@@ -39,8 +36,8 @@ from gateway.config.model import (
     StreamConfig,
     SubscriberConfig,
     SubscriberRoute,
-    split_bind,
 )
+from gateway.config.values import OVERFLOW_STREAM, RECORD_BYTES_MAX, SESSIONS_STREAM, split_bind
 from gateway.errors import ConfigError
 
 __all__ = [

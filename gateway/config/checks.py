@@ -10,7 +10,6 @@ from pathlib import Path
 
 from gateway.config.files import KeyPath, Problem, dotted
 from gateway.config.model import (
-    SESSIONS_STREAM,
     BrokerConfig,
     CameraConfig,
     Config,
@@ -18,8 +17,8 @@ from gateway.config.model import (
     ListenerConfig,
     ReconnectingConfig,
     SubscriberConfig,
-    is_loopback,
 )
+from gateway.config.values import SESSIONS_STREAM, is_loopback
 
 
 def overlaps(config: Config) -> list[Problem]:

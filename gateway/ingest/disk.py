@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from gateway.clock import format_size
 from gateway.config import Config, StreamConfig
-from gateway.config.model import GIB, MIB, SEGMENT_BYTES_MIN
+from gateway.config.values import GIB, MIB, SEGMENT_BYTES_MIN
 from gateway.errors import ConfigError
 
 # Where the configuration sets no reserve: this, or that part of a smaller file system.

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 
 from gateway.clock import NS_PER_MS, NS_PER_S, format_duration, format_size
 from gateway.config import StreamConfig
-from gateway.config.model import KIB, MIB
+from gateway.config.values import KIB, MIB
 from gateway.ingest.clock_watch import ClockWatch
 from gateway.ingest.disk import DiskPlan, Space
 from gateway.ingest.disk import space as look_at_disk

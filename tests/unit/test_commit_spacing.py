@@ -120,7 +120,7 @@ def after_a_commit_of(milliseconds: int, directory: Path, *, partitions: int, re
 
 
 def test_many_partitions_leave_half_the_time_that_a_commit_takes(tmp_path: Path) -> None:
-    """Each costs a batch and a file to be synced, so more is to come together; but not when half the buffers are full."""
+    """Each costs a batch and a file to be synced, so more is to come together, until half of the buffers are full."""
     assert MANY * 11 * len(VALUE) > BUFFERS // 2
     assert after_a_commit_of(60, tmp_path / "a", partitions=MANY, records_each=6) == 30
     assert after_a_commit_of(4, tmp_path / "b", partitions=MANY, records_each=6) == 2

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.config import Config, data_directory, from_dict, load, warnings
-from gateway.config.model import SESSIONS_STREAM
+from gateway.config.values import SESSIONS_STREAM
 from gateway.errors import ConfigError
 
 MINUTE_NS = 60_000_000_000
