@@ -17,7 +17,6 @@ from gateway_native.intake_messages cimport (
     messages_free,
     pthread_mutex_destroy,
     pthread_mutex_init,
-    usleep,
 )
 from gateway_native.intake_peers cimport *
 from gateway_native.intake_listeners cimport *
@@ -61,9 +60,21 @@ cdef extern from "atomics.h" nogil:
 cdef extern from "clock.h" nogil:
     uint64_t gw_monotonic_ns()
 
+cdef extern from "<time.h>" nogil:
+    struct timespec:
+        long tv_sec
+        long tv_nsec
+
+cdef extern from "<poll.h>" nogil:
+    struct pollfd:
+        int fd
+        short events
+        short revents
+    int ppoll(pollfd*, unsigned long, const timespec*, const void*)
+    enum: POLLIN
+
 cdef enum:
     NS_PER_S = 1000000000
-    NS_PER_US = 1000
     NS_PER_MS = 1000000
 
 CONNECTED, PACKET, FAULT, CLOSED = EVENT_CONNECTED, EVENT_PACKET, EVENT_FAULT, EVENT_CLOSED
@@ -336,6 +347,31 @@ cdef uint32_t sockets_open(IntakeState* it) noexcept nogil:
     return sockets
 
 
+cdef void rest_until(IntakeState* it, uint64_t until) noexcept nogil:
+    """Look at no socket. Acknowledgements leave all the same: those who wait for them have waited for a look already."""
+    cdef pollfd[LISTENERS_MAX + 1] bells
+    cdef IntakeListener* listeners[LISTENERS_MAX]
+    cdef timespec left
+    cdef int count = 0
+    cdef int i
+    cdef uint64_t now = gw_monotonic_ns()
+    for i in range(LISTENERS_MAX):
+        if it.listeners[i].used:
+            listeners[count] = &it.listeners[i]
+            bells[count].fd, bells[count].events = listeners[count].group.ring.event_fd, POLLIN
+            count += 1
+    bells[count].fd, bells[count].events = it.commands.bell, POLLIN
+    left.tv_sec = 0
+    while now < until:
+        left.tv_nsec = <long>(until - now)
+        if ppoll(bells, count + 1, &left, NULL) <= 0 or bells[count].revents:
+            return                      # time is over, or the event loop decided something
+        for i in range(count):
+            if bells[i].revents:
+                ring_rang(it, listeners[i])
+        now = gw_monotonic_ns()
+
+
 cdef void rest(IntakeState* it) noexcept nogil:
     """Under load from many small senders let what comes next collect: each look and each commit then serves more."""
     cdef uint64_t now = gw_monotonic_ns()
@@ -345,7 +381,7 @@ cdef void rest(IntakeState* it) noexcept nogil:
         it.window_reads = it.small_reads
     if it.window_reads >= BUSY_READS and sockets_open(it) >= BUSY_SOCKETS and now - it.window_ns < TICK_NS:
         gw_store_relaxed(&it.ticks_slept, gw_load_relaxed(&it.ticks_slept) + 1)
-        usleep(<unsigned int>((TICK_NS - (now - it.window_ns)) // NS_PER_US))
+        rest_until(it, it.window_ns + TICK_NS)
         it.window_ns = gw_monotonic_ns()
         it.window_reads = 0
 
@@ -408,7 +444,7 @@ cdef class Intake:
         if events == NULL:
             raise MemoryError("no memory for the intake thread's events")
         with nogil:
-            prctl(PR_SET_TIMERSLACK, 1, 0, 0, 0)        # usleep is for single ticks
+            prctl(PR_SET_TIMERSLACK, 1, 0, 0, 0)        # a rest is for single ticks
             it.ticked_ns = gw_monotonic_ns()
             while not gw_load_acquire(&it.stopping):
                 turn(it, events)
