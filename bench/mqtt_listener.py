@@ -60,18 +60,24 @@ def gateway_round(directory: Path) -> tuple[float, float]:
         before_s = cpu_seconds(process.process.pid)
         generator = generate(process.port, SECONDS)
         mark = process.data / "telemetry-0" / "watermark"
-        while watermark.read(mark) is None:
+        while not (before := durable(mark)):
             time.sleep(0.001)
         start = time.perf_counter()
         sent = int(generator.communicate()[0])
-        while (found := watermark.read(mark)) is None or found.durable_offset < sent:
+        while durable(mark) < sent:
             if time.perf_counter() - start > DRAIN_TIMEOUT_S:
-                raise RuntimeError(f"{sent} sent, durable: {found}\n{process.log}")
+                raise RuntimeError(f"{sent} sent, durable: {durable(mark)}\n{process.log}")
             time.sleep(0.001)
         elapsed_s = time.perf_counter() - start
         cpu_us = (cpu_seconds(process.process.pid) - before_s) / sent * 1e6
         process.end()
-    return sent / elapsed_s, cpu_us
+    return (sent - before) / elapsed_s, cpu_us
+
+
+def durable(mark: Path) -> int:
+    """The stream's durable offset, 0 before there is one."""
+    found = watermark.read(mark)
+    return found.durable_offset if found is not None else 0
 
 
 async def aiomqtt_round(port: int) -> float:
