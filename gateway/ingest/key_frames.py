@@ -74,20 +74,24 @@ class KeyFrameIndexer:
         self._given_up: set[str] = set()
         self._stopping = threading.Event()
         self._thread: threading.Thread | None = None
+        self._starting = threading.Lock()  # so that `stop` meets no thread that has not begun
         self.written = 0
         self.failures = 0
 
     def look(self) -> None:
         """See to it that the thread runs once there is something to follow."""
-        if self._thread is None and not self._stopping.is_set() and any(True for _ in self._streams()):
-            self._thread = threading.Thread(target=self._run, name="gateway-key-frames", daemon=True)
-            self._thread.start()
+        with self._starting:
+            if self._thread is None and not self._stopping.is_set() and any(True for _ in self._streams()):
+                self._thread = threading.Thread(target=self._run, name="gateway-key-frames", daemon=True)
+                self._thread.start()
 
     def stop(self) -> None:
         """End after the step that is under way. What has no index yet gets one after the next start."""
         self._stopping.set()
-        if self._thread is not None:
-            self._thread.join(STOP_TIMEOUT_S)
+        with self._starting:
+            thread = self._thread
+        if thread is not None:
+            thread.join(STOP_TIMEOUT_S)
 
     def statistics(self) -> dict[str, Any]:
         """Indexes written and failures since the start, and how many sealed segments still wait for theirs."""

@@ -67,6 +67,7 @@ class Rebuilder:
         self._work: deque[tuple[str, str, Callable[[Files], object]]] = deque()
         self._stopping = threading.Event()
         self._thread: threading.Thread | None = None
+        self._starting = threading.Lock()  # so that `stop` meets no thread that has not begun
         self.rebuilt = 0
         self.failures = 0
 
@@ -83,15 +84,18 @@ class Rebuilder:
 
     def look(self) -> None:
         """See to it that somebody works on the queue."""
-        if self._work and (self._thread is None or not self._thread.is_alive()) and not self._stopping.is_set():
-            self._thread = threading.Thread(target=self._run, name=self._thread_name, daemon=True)
-            self._thread.start()
+        with self._starting:
+            if self._work and (self._thread is None or not self._thread.is_alive()) and not self._stopping.is_set():
+                self._thread = threading.Thread(target=self._run, name=self._thread_name, daemon=True)
+                self._thread.start()
 
     def stop(self) -> None:
         """End after the read that is under way. What was not made again stays as it was."""
         self._stopping.set()
-        if self._thread is not None:
-            self._thread.join(STOP_TIMEOUT_S)
+        with self._starting:
+            thread = self._thread
+        if thread is not None:
+            thread.join(STOP_TIMEOUT_S)
 
     def statistics(self) -> dict[str, Any]:
         return {"waiting": len(self._work), "rebuilt": self.rebuilt, "failures": self.failures}
