@@ -19,6 +19,7 @@ cdef struct SegmentFile:
     int64_t map_bytes
     int64_t allocated           # bytes asked for; where preallocation holds, there are blocks behind them
     int64_t position            # end of the last batch
+    int64_t let_go              # mapped table: what is before this has no page-table entries any more
 
 cdef struct StorageOps:
     const char* name

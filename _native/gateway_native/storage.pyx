@@ -39,13 +39,19 @@ cdef extern from "<sys/stat.h>" nogil:
 cdef extern from "<sys/mman.h>" nogil:
     void* mmap(void*, size_t, int, int, int, int64_t)
     int munmap(void*, size_t)
-    enum: PROT_READ, PROT_WRITE, MAP_SHARED, MAP_NORESERVE
+    int madvise(void*, size_t, int)
+    enum: MADV_DONTNEED, PROT_READ, PROT_WRITE, MAP_SHARED, MAP_NORESERVE
     void* MAP_FAILED
 
 cdef extern from "<sys/vfs.h>" nogil:
     struct statfs_t "statfs":
         long f_type
     int c_statfs "statfs"(const char*, statfs_t*)
+
+
+cdef enum:
+    LET_GO_BYTES = 1 << 18      # small beside a commit under load, and 64 pages a call
+    LARGEST_PAGE = 1 << 16      # of the kernels we run on (aarch64 may have 64 KiB)
 
 
 cdef int posix_open(const char* path, int mode) noexcept nogil:
@@ -100,7 +106,21 @@ cdef int mapped_append(SegmentFile* file, const uint8_t* data, int64_t size) noe
     if gw_bus_copy(file.map + file.position, data, size):
         return -EIO                 # a bad sector, or somebody cut the file
     file.position += size
+    if file.position - file.let_go >= LET_GO_BYTES:
+        let_go(file)
     return 0
+
+
+cdef void let_go(SegmentFile* file) noexcept nogil:
+    """Drop the page-table entries of what was written; the pages stay dirty in the page cache, for the next sync.
+
+    Left mapped, each dirty page is write-protected by the sync, which interrupts every core that runs the process, page by
+    page: more than half of a core for the flusher, and half of the throughput. One call here does for all of them.
+    """
+    cdef int64_t upto = file.position & ~<int64_t>(LARGEST_PAGE - 1)
+    if upto > file.let_go:
+        madvise(file.map + file.let_go, upto - file.let_go, MADV_DONTNEED)    # refused (mlock): slower, as right
+        file.let_go = upto
 
 
 cdef int pwrite_allocate(SegmentFile* file, int64_t upto, int64_t bytes_max) noexcept nogil:
