@@ -18,7 +18,7 @@ from datetime import timedelta
 from pathlib import Path
 
 from bench.common import Result, Skipped, duration_s, median, scratch
-from gateway.serve.kafka import wire
+from gateway.kafka import wire
 from tests.support import kafka_clients
 from tests.support.kafka_broker import KraftBroker
 from tests.support.kafka_gateway import Gateway

@@ -17,10 +17,10 @@ from urllib.parse import urlsplit
 from gateway_native import batch
 
 from gateway.errors import FormatError, StreamNotFound, UsageError
+from gateway.kafka import client as kafka
 from gateway.log.layout import FORMAT, Meta
 from gateway.log.partition import TIME_SLACK_MS, Limit, TimeRange
 from gateway.replay.log import Log, Stream
-from gateway.serve.kafka import client as kafka
 
 if TYPE_CHECKING:
     from gateway.log.chunks import OnDamage

@@ -13,7 +13,7 @@ import pytest
 from gateway_native import batch
 
 import gateway
-from gateway.serve.kafka import wire
+from gateway.kafka import wire
 from gateway.serve.kafka.producers import Outcome, Position, StreamProducers, Verdict, parse
 from tests.support.kafka_endpoint import RunningEndpoint, running_endpoint
 from tests.support.kafka_wire import WireClient

@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from typing import Any, Protocol, cast
 
-from gateway.serve.kafka import wire
+from gateway.kafka import wire
 from gateway.serve.kafka.fetch import Piece, close
 from gateway.serve.kafka.slices import Slice
 from gateway.serve.kafka.waiting import Disk

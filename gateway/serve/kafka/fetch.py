@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 from kio.schema.errors import ErrorCode
 
-from gateway.serve.kafka import wire
+from gateway.kafka import wire
 from gateway.serve.kafka.catalog import PARTITION, Catalog
 from gateway.serve.kafka.slices import Slice
 from gateway.serve.kafka.waiting import Disk, Waiter, Waiting

@@ -22,7 +22,7 @@ from gateway_native import ring as native_ring
 from kio.schema.errors import ErrorCode
 
 from gateway.clock import NS_PER_MS
-from gateway.serve.kafka import wire
+from gateway.kafka import wire
 from gateway.serve.kafka.catalog import PARTITION
 from gateway.serve.kafka.producers import Outcome, Position, StreamProducers, Verdict
 

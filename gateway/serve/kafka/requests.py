@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from kio.schema.errors import ErrorCode
 
-from gateway.serve.kafka import sasl, wire
+from gateway.kafka import wire
+from gateway.serve.kafka import sasl
 from gateway.serve.kafka.catalog import PARTITION, Topic
 from gateway.serve.kafka.fetch import Piece
 from gateway.serve.kafka.users import Users
@@ -136,7 +137,7 @@ class Requests:
         if self._users is None:
             return ()
         private = self._connection.tls or self._server.config.is_local
-        return (sasl.SCRAM, sasl.PLAIN) if private else (sasl.SCRAM,)
+        return (wire.SCRAM_SHA_256, wire.PLAIN) if private else (wire.SCRAM_SHA_256,)
 
     async def _sasl_handshake(self, header: wire.Header, request: Any) -> Values:
         offered = self._mechanisms

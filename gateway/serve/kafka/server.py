@@ -24,8 +24,8 @@ from gateway.errors import FormatError, SourceError
 from gateway.ingest import limits as machine_limits
 from gateway.ingest.engine import Engine
 from gateway.ingest.source import SourceContext
+from gateway.kafka import wire
 from gateway.log.layout import read_meta
-from gateway.serve.kafka import wire
 from gateway.serve.kafka.catalog import Catalog
 from gateway.serve.kafka.commits import Committer, Journal
 from gateway.serve.kafka.connection import Connection, Response

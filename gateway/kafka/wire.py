@@ -1,4 +1,4 @@
-"""Kafka's framing: request headers, schemas by API and version, errors. No I/O.
+"""Kafka's framing, for both sides: request headers, schemas by API and version, errors. No I/O.
 
 Source: Apache Kafka, clients/src/main/resources/common/message/{RequestHeader,ResponseHeader}.json, and KIP-482 on
 flexible versions. Schemas of bodies are kio's, one dataclass for each version.
@@ -33,6 +33,9 @@ PRODUCE, FETCH, LIST_OFFSETS, METADATA = 0, 1, 2, 3
 OFFSET_COMMIT, OFFSET_FETCH, FIND_COORDINATOR, JOIN_GROUP = 8, 9, 10, 11
 HEARTBEAT, LEAVE_GROUP, SYNC_GROUP = 12, 13, 14
 SASL_HANDSHAKE, API_VERSIONS, INIT_PRODUCER_ID, SASL_AUTHENTICATE = 17, 18, 22, 36
+
+# SASL mechanisms that are spoken here.
+PLAIN, SCRAM_SHA_256 = "PLAIN", "SCRAM-SHA-256"
 
 # Fetch ends at 12, the last version that names topics by their names and not by ids. Produce 9 is the first flexible
 # one; 10 and later tell clients of other leaders, of which there are none. After SaslHandshake 0 tokens come without
