@@ -6,6 +6,7 @@
     requests     which request is answered by what; every API and version that is advertised
     catalog      streams as topics; how far each is durable
     slices       where in the segments the records of a fetch lie
+    ahead        what a consumer that reads on will ask for next, looked up beforehand
     fetch        Fetch: the response, sent from the files themselves
     groups       consumer groups: members, generations, rebalances; no I/O
     commits      committed offsets, on disk

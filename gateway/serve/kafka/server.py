@@ -177,6 +177,7 @@ class Server:
             self._ring.set_ack_interest(False)
             asyncio.get_running_loop().remove_reader(self._ring.event_fd)
         self.waiting.stop()
+        self.fetcher.stop()
         await self.produce.stop()
         await self.coordinator.stop()
         if self._checkpoints is not None:

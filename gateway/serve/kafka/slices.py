@@ -39,6 +39,10 @@ class Slice(NamedTuple):
     file: BinaryIO
     position: int
     length: int
+    next_offset: int
+    """What comes behind it."""
+    follows: bool
+    """It begins where another one ended: somebody reads on."""
 
 
 class _Run(NamedTuple):
@@ -97,16 +101,18 @@ class Slices:
         if run is None:
             file.close()
             return None
-        return self._slice(file, run, limit, base, offset_max)
+        return self._slice(file, run, limit, base, offset_max, follows=True)
 
-    def _slice(self, file: BinaryIO, run: _Run, limit: Limit, base: int, offset_max: int) -> Slice:
+    def _slice(
+        self, file: BinaryIO, run: _Run, limit: Limit, base: int, offset_max: int, *, follows: bool = False
+    ) -> Slice:
         """What was found. Whoever reads on will ask for what follows it."""
         self._hints.pop(run.next_offset, None)
         if len(self._hints) >= HINTS_MAX:
             del self._hints[next(iter(self._hints))]
         # Where a segment ends is known when it is sealed.
         self._hints[run.next_offset] = (base, run.end, 0 if base == limit.segment_base else offset_max)
-        return Slice(file, run.position, run.end - run.position)
+        return Slice(file, run.position, run.end - run.position, run.next_offset, follows)
 
     def _run(self, place: Place, offset: int, bytes_max: int) -> _Run | None:
         """The wanted batches behind `place`, up to the first damage; damage before the first of them is passed over."""
