@@ -8,7 +8,6 @@ Fetch sessions (KIP-227) are not kept: every response says session 0, with which
 
 from __future__ import annotations
 
-import asyncio
 import struct
 import time
 from collections.abc import Iterable, Sequence
@@ -53,7 +52,7 @@ class Fetcher:
         deadline = time.monotonic() + min(max(wire.milliseconds(request.max_wait), 0) / 1_000, WAIT_MAX_S)
         budget = min(max(request.max_bytes, 0), RESPONSE_BYTES_MAX)
         found = [Found()] * len(wanted)
-        waiter = Waiter({})
+        waiter: Waiter | None = None
         try:
             changed = await self._take_ahead(wanted, found, budget)
             while True:
@@ -94,9 +93,8 @@ class Fetcher:
     def _look_ahead(self, wanted: Sequence[Wanted], found: Sequence[Found]) -> None:
         """Where a consumer goes on from one fetch to the next, look the following one up."""
         for one, there in zip(wanted, found, strict=True):
-            records = there.records
-            if records is not None and records.follows and records.next_offset < there.high_watermark:
-                self._ahead.begin(one._replace(offset=records.next_offset))
+            if there.goes_on is not None and there.records is not None and there.records.follows:
+                self._ahead.begin(one._replace(offset=there.goes_on))
 
     def _look(self, wanted: Sequence[Wanted], found: list[Found], changed: Iterable[int], budget: int) -> None:
         """Look those partitions up, on a thread that may read the disk. At least one record gets through."""
@@ -122,10 +120,11 @@ class Fetcher:
         return Found(0, start, end, records)
 
 
-def _waiter(wanted: Sequence[Wanted], found: Sequence[Found], before: Waiter) -> Waiter:
+def _waiter(wanted: Sequence[Wanted], found: Sequence[Found], before: Waiter | None) -> Waiter:
     """One that is woken by what is beyond all that was seen."""
     ends = {one.topic: there.high_watermark for one, there in zip(wanted, found, strict=True)}
-    return Waiter({topic: max(end, before.ends.get(topic, -1)) for topic, end in ends.items()})
+    known = before.ends if before is not None else {}
+    return Waiter({topic: max(end, known.get(topic, -1)) for topic, end in ends.items()})
 
 
 def close(slices: Iterable[Slice]) -> None:

@@ -124,7 +124,7 @@ class Server:
         if self.config.produce:
             self.intake.restore(await self.disk.run(self._producer_log.restore))
             self._checkpoints = loop.create_task(self._checkpoint(), name="kafka-producers")
-        self._entrance = Entrance(self, lambda: Connection(self), tls, self.limits.connect_timeout_s)
+        self._entrance = Entrance(self, lambda accepted: Connection(self, accepted), tls, self.limits.connect_timeout_s)
         await self._entrance.open(self.config.host, self.config.port)
         loop.add_reader(self._ring.event_fd, self._committed)
         self._ring.set_ack_interest(True)
