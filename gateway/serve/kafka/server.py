@@ -99,7 +99,13 @@ class Server:
         self._logger = context.logger
         self._ring = engine.ring(RING, machine_limits.kafka_ring_bytes(context.config))
         partitions = {name: engine.partition(name) for name in config.produce}
-        self.intake = Intake(self._ring, partitions, context.config.limits.record_bytes_max)
+        self.intake = Intake(
+            self._ring,
+            partitions,
+            self.disk,
+            record_bytes_max=context.config.limits.record_bytes_max,
+            batch_bytes_max=config.max_request_bytes,
+        )
         self.produce = ProduceRequests(self.intake, self.coordinator.new_producer_ids, allowed=bool(config.produce))
         self._producer_log = ProducerLog(data, config.produce)
         self._checkpoints: asyncio.Task[None] | None = None
