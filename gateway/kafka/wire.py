@@ -144,11 +144,40 @@ def parse_body(header: Header, frame: bytes) -> Any:
     """
     try:
         body, _ = _reader(header.api_key, header.version)(frame, header.body_start)
+        _check_nulls(body)
     except (SerialError, ValueError, OverflowError, LookupError) as error:
         raise ProtocolError(
             f"the body of API {header.api_key} version {header.version} cannot be read: {error}"
         ) from None
     return body
+
+
+def _check_nulls(entity: Any) -> None:
+    """kio reads null wherever lengths have a place for it. ValueError where there may be none."""
+    for name, may_be_null, has_entities in _with_lengths(type(entity)):
+        value = getattr(entity, name)
+        if value is None:
+            if not may_be_null:
+                raise ValueError(f"{name} is null")
+        elif has_entities:
+            for one in value:
+                _check_nulls(one)
+
+
+@cache
+def _with_lengths(schema: Any) -> tuple[tuple[str, bool, bool], ...]:
+    """Fields that could be null: name, whether they may be, and whether they are arrays of structures."""
+    hints = typing.get_type_hints(schema)
+    fields = dataclasses.fields(schema)
+    return tuple(
+        (field.name, _is_union(hint), _element(hint) is not None)
+        for field in fields
+        if not (isinstance(hint := hints[field.name], type) and issubclass(hint, int | timedelta))
+    )
+
+
+def _is_union(hint: Any) -> bool:
+    return isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union
 
 
 def response_header(header: Header) -> bytes:
@@ -240,7 +269,7 @@ def _fields(schema: Any) -> tuple[tuple[str, Any, bool], ...]:
 
 def _element(hint: Any) -> Any:
     """The structure that an array holds; None for anything else."""
-    if isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union:
+    if _is_union(hint):
         hint = next(part for part in typing.get_args(hint) if part is not type(None))
     if typing.get_origin(hint) is not tuple:
         return None
