@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import io
 import struct
-import types
 import typing
 from collections.abc import Callable, Mapping
 from datetime import timedelta
@@ -22,12 +21,16 @@ from kio.serial import entity_reader, entity_writer
 from kio.serial.errors import SerialError
 from kio.static.constants import EntityType
 
+from gateway.kafka.lengths import check_lengths, is_union
+
 _HEADER = struct.Struct(">hhih")
 _INT32 = struct.Struct(">i")
 # A client's name is for logs and group members alone.
 CLIENT_ID_BYTES_MAX = 255
 # Tagged fields of a request header: none is known, so hardly any are expected.
 TAGS_MAX = 16
+# Of what a broker answers: all partitions of a large cluster.
+RESPONSE_ELEMENTS_MAX = 10_000_000
 
 PRODUCE, FETCH, LIST_OFFSETS, METADATA = 0, 1, 2, 3
 OFFSET_COMMIT, OFFSET_FETCH, FIND_COORDINATOR, JOIN_GROUP = 8, 9, 10, 11
@@ -143,41 +146,13 @@ def parse_body(header: Header, frame: bytes) -> Any:
     Bytes behind it are ignored, as Kafka's brokers do: librdkafka 2.16 sends some behind Metadata 12.
     """
     try:
+        check_lengths(_schema(header.api_key, header.version, EntityType.request), frame, header.body_start)
         body, _ = _reader(header.api_key, header.version)(frame, header.body_start)
-        _check_nulls(body)
     except (SerialError, ValueError, OverflowError, LookupError) as error:
         raise ProtocolError(
             f"the body of API {header.api_key} version {header.version} cannot be read: {error}"
         ) from None
     return body
-
-
-def _check_nulls(entity: Any) -> None:
-    """kio reads null wherever lengths have a place for it. ValueError where there may be none."""
-    for name, may_be_null, has_entities in _with_lengths(type(entity)):
-        value = getattr(entity, name)
-        if value is None:
-            if not may_be_null:
-                raise ValueError(f"{name} is null")
-        elif has_entities:
-            for one in value:
-                _check_nulls(one)
-
-
-@cache
-def _with_lengths(schema: Any) -> tuple[tuple[str, bool, bool], ...]:
-    """Fields that could be null: name, whether they may be, and whether they are arrays of structures."""
-    hints = typing.get_type_hints(schema)
-    fields = dataclasses.fields(schema)
-    return tuple(
-        (field.name, _is_union(hint), _element(hint) is not None)
-        for field in fields
-        if not (isinstance(hint := hints[field.name], type) and issubclass(hint, int | timedelta))
-    )
-
-
-def _is_union(hint: Any) -> bool:
-    return isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union
 
 
 def response_header(header: Header) -> bytes:
@@ -215,8 +190,10 @@ def parse_response(api_key: int, version: int, correlation_id: int, frame: bytes
     start = 4
     if is_flexible(api_key, version) and api_key != API_VERSIONS:
         start = _skip_tags(frame, start)
+    schema = _schema(api_key, version, EntityType.response)
     try:
-        body, _ = entity_reader(_schema(api_key, version, EntityType.response))(frame, start)
+        check_lengths(schema, frame, start, elements_max=RESPONSE_ELEMENTS_MAX)
+        body, _ = entity_reader(schema)(frame, start)
     except (SerialError, ValueError, OverflowError, LookupError) as error:
         raise ProtocolError(f"the answer to API {api_key} version {version} cannot be read: {error}") from None
     return body
@@ -269,7 +246,7 @@ def _fields(schema: Any) -> tuple[tuple[str, Any, bool], ...]:
 
 def _element(hint: Any) -> Any:
     """The structure that an array holds; None for anything else."""
-    if _is_union(hint):
+    if is_union(hint):
         hint = next(part for part in typing.get_args(hint) if part is not type(None))
     if typing.get_origin(hint) is not tuple:
         return None
