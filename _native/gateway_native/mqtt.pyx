@@ -12,6 +12,7 @@ from gateway_native.mqtt_acks cimport (
     ACKS_FINE,
     ACKS_REFUSED,
     PUBACK,
+    PUBREC,
     acks_forget,
     acks_make_room,
     acks_push,
@@ -22,9 +23,16 @@ from gateway_native.mqtt_aliases cimport ALIASES_MAX, aliases_drop
 from gateway_native.mqtt_drops cimport MqttDrop
 from gateway_native.mqtt_kept cimport kept_drop, kept_put
 from gateway_native.mqtt_packets cimport PUBLISH, clock_now, packet_begin, packet_take, pass_over, rest
-from gateway_native.mqtt_publish cimport publish
+from gateway_native.mqtt_publish cimport publish, publish_receive
 from gateway_native.mqtt_rate cimport rate_charge, rate_set
-from gateway_native.mqtt_session cimport PARTITION_NONE, spin_lock, spin_unlock
+from gateway_native.mqtt_session cimport (
+    PARTITION_NONE,
+    MqttDelivery,
+    session_find,
+    session_make_room,
+    spin_lock,
+    spin_unlock,
+)
 from gateway_native.mqtt_topics cimport names_add, names_forget, topics_forget_all, topics_init, topics_memory
 from gateway_native.ring cimport Ring, ring_publish
 
@@ -535,15 +543,34 @@ cdef class Connection:
         kept_drop(&self.kept, &self.group.budget)
         return lost
 
-    def acknowledge(self, int packet_id) -> None:
-        """Send PUBACK for a publish that `take` returned, after those before it. MemoryError leaves it to be sent again."""
+    def acknowledge(self, int packet_id, int qos=1) -> bool:
+        """Answer a publish that `take` returned, after those before it: with PUBACK, or PUBREC for QoS 2.
+
+        False: it is one of QoS 2 that was answered before. Raises RemoteFault when too much waits for an answer; MemoryError
+        leaves it to be sent again.
+        """
+        cdef MqttDelivery* entry = NULL
         if self.closed:
-            return
-        if not acks_make_room(&self.state):
+            return True
+        if qos == 2 and self.session is None:
+            raise ValueError("QoS 2 needs a session")
+        if self.state.acks_count >= ACKS_MAX:
+            reason, cause = FAULTS[FAULT_INFLIGHT]
+            raise RemoteFault(reason, cause)
+        if not acks_make_room(&self.state) or (qos == 2 and not session_make_room(self.state.session)):
             raise MemoryError("no memory for an acknowledgement")
-        acks_push(&self.group.state, &self.state, PUBACK, <uint16_t>packet_id, 0, 0, 0)
+        if qos == 2:
+            entry = session_find(self.state.session, <uint16_t>packet_id)
+        if entry != NULL:
+            acks_push(&self.group.state, &self.state, PUBREC, <uint16_t>packet_id, 0, entry.partition, entry.sequence)
+            self.group.state.duplicates += 1
+        elif qos == 2:
+            publish_receive(&self.group.state, &self.state, <uint16_t>packet_id)
+        else:
+            acks_push(&self.group.state, &self.state, PUBACK, <uint16_t>packet_id, 0, 0, 0)
         if self.data == NULL:
             self.answer()
+        return entry == NULL
 
     @property
     def passed_over(self) -> int:

@@ -272,8 +272,9 @@ async def test_broker_that_falls_silent(tmp_path):
     ("last_word", "said"),
     [
         (packet(0x90, b"\0\x63\0\0"), "never made"),
-        (publish("plant/a", b"", qos=2, packet_id=1, version=5), "QoS 2"),
-        (packet(0x62, b"\0\1"), "PUBREL"),
+        (publish("plant/a", b"", qos=3, packet_id=1, version=5), "QoS 3"),
+        (packet(0x62, b"\0\0"), "packet identifier 0"),
+        (packet(0x70, b"\0\1"), "PUBCOMP"),
         (packet(0xE0, b"\x8e"), "session taken over by another client"),
         (packet(0xE0, b"\x8b\0"), "server shutting down"),
     ],

@@ -226,8 +226,8 @@ CAMERA = 'data = "d"\n[cameras.c]\nurl = "rtsp://h/x"\n'
         (BROKER + 'password = "x"\n', "gateway.toml:2: mqtt.subscribers.b: has a password but no 'username'"),
         (BROKER + "qos = 2\n", "gateway.toml:5: mqtt.subscribers.b.qos: "),
         (
-            BROKER.replace("stream =", "qos = 2, stream ="),
-            "gateway.toml:4: mqtt.subscribers.b.routes[0].qos: QoS 2 is not",
+            BROKER.replace("stream =", "qos = 2, stream =") + 'engine = "aiomqtt"\n',
+            'gateway.toml:4: mqtt.subscribers.b.routes[0].qos: engine = "aiomqtt" answers QoS 2 before it is on disk',
         ),
         (BROKER.replace("mqtt://h", "mqtt://h/path"), "the URL must end after host and port"),
         (BROKER.replace("mqtt://h", "tcp://h"), "the URL must start with mqtt:// or mqtts://"),
