@@ -1,4 +1,4 @@
-"""QoS 2 from a broker: each message is one record, PUBREC waits for it and PUBCOMP for its release, whatever repeats."""
+"""QoS 2 from a broker: each message is one record, PUBREC waits for it, PUBCOMP for its release, whatever repeats."""
 
 from __future__ import annotations
 
