@@ -30,6 +30,7 @@ from gateway_native.mqtt_session cimport (
     MqttDelivery,
     session_find,
     session_make_room,
+    session_reconnected,
     spin_lock,
     spin_unlock,
 )
@@ -520,6 +521,8 @@ cdef class Connection:
         if session is not None:
             session.attach(self.group, &self.group.state.sessions)
             self.state.session = &session.state
+            if self.group.state.role == ROLE_CLIENT:
+                session_reconnected(&session.state)
         self.session, self.allow = session, allow
         self.state.allow = NULL if allow is None else &allow.table
         self.state.version = <uint8_t>version

@@ -7,8 +7,9 @@ both answers wait for the disk. Delivery numbers grow by one with each QoS 2 rec
 this identifier was released" is a comparison of two numbers, in whichever order the two streams are read.
 
 At a broker we are the receiver just the same: the client is then ourselves, and the session the one that the broker keeps.
-After a crash it may be another than the one we know, without our having heard. Entries are then *doubtful*: a publish
-marked as a duplicate is one (a broker must mark what it sends again [MQTT-3.3.1-1]), any other is a new one.
+It may have gone back in time (Mosquitto that was killed), or forgotten its identifiers (NATS that was restarted), and then
+sends something new under an identifier of an earlier connection. It must mark what it sends again [MQTT-3.3.1-1]; so what
+is not marked there is new, and rather recorded twice, if it did not keep to that, than lost.
 
 An attached session belongs to the thread of its group. From elsewhere only its set may be looked at, under its `lock`,
 which the owner therefore holds for each change. A detached one belongs to Python, once it is off the group's list, which
@@ -40,7 +41,7 @@ cdef struct MqttDelivery:
     uint64_t sequence               # of its record, in (ring, partition); 0: the record is known to be durable
     uint32_t partition
     uint16_t packet_id              # 0: this entry is free
-    uint8_t doubtful                # it may belong to a session that the broker has no more
+    uint8_t earlier                 # received on an earlier connection to a broker
 
 # What the sessions of a group share.
 cdef struct MqttSessions:
@@ -179,7 +180,7 @@ cdef inline void session_put(
     entry.sequence = sequence
     entry.partition = partition
     entry.packet_id = packet_id
-    entry.doubtful = False
+    entry.earlier = False
     spin_lock(&session.lock)
     session_place(session.table, session.capacity, &entry)
     session.count += 1
@@ -247,10 +248,17 @@ cdef inline void session_settle(
 
 
 cdef inline void session_reconsider(MqttSession* session, uint16_t packet_id) noexcept nogil:
-    """A publish of this identifier is not marked as a duplicate: what is doubtful under it was another session's."""
+    """A broker sends a publish of this identifier that is not marked as a duplicate."""
     cdef MqttDelivery* entry = session_find(session, packet_id)
-    if entry != NULL and entry.doubtful:
+    if entry != NULL and entry.earlier:
         session_take(session, entry)
+
+
+cdef inline void session_reconnected(MqttSession* session) noexcept nogil:
+    """A new connection to the broker begins."""
+    cdef uint32_t i
+    for i in range(session.capacity):
+        session.table[i].earlier = True
 
 
 cdef inline void session_look(MqttSession* session) noexcept nogil:

@@ -18,7 +18,7 @@ cdef class Session:
 
     key: of the records that say so. client: the client id as a header's value, escaped. durable: its QoS 2 survives a
     restart of the gateway. inflight_max: identifiers at once. At most one connection uses a session; it is attached by
-    `Connection.open` and detached by `Connection.close`. `add`, `clear` and `doubt` are for detached ones; `unreleased` may be
+    `Connection.open` and detached by `Connection.close`. `add` and `clear` are for detached ones; `unreleased` may be
     asked for by any thread at any time.
     """
 
@@ -65,7 +65,7 @@ cdef class Session:
         self.group = group
         return 0
 
-    def add(self, uint32_t packet_id, uint64_t delivery, *, bint doubtful=False) -> None:
+    def add(self, uint32_t packet_id, uint64_t delivery) -> None:
         """An identifier whose record is on disk and which was not released: restored after a restart."""
         cdef MqttDelivery* entry
         if not 1 <= packet_id <= PACKET_ID_MAX:
@@ -78,15 +78,6 @@ cdef class Session:
         if not session_make_room(&self.state):
             raise MemoryError("no memory for a session")
         session_put(&self.state, packet_id, delivery, 0, 0)
-        session_find(&self.state, packet_id).doubtful = doubtful
-
-    def doubt(self) -> None:
-        """The broker's session may be another than ours. From here on a publish under an identifier that is in the set
-        now is one of before only if it is marked as a duplicate."""
-        cdef uint32_t i
-        self.check_detached()
-        for i in range(self.state.capacity):
-            self.state.table[i].doubtful = True
 
     def clear(self) -> None:
         """The session ends, or its client begins a new one: nothing was received."""

@@ -200,19 +200,16 @@ def test_full_disk(recording):
     assert values(recording, "full") == [b"first", b"again"]
 
 
-# -- doubt -------------------------------------------------------------------------------------------------------------
+# -- earlier connections -----------------------------------------------------------------------------------------------
 
 
-def test_another_session_of_the_broker(recording):
-    """In doubt a publish that is marked as a duplicate is one, and any other begins a new exchange."""
+def test_something_new_under_an_identifier_of_before(recording):
+    """On the connection on which it came an identifier stands for one message; on a later one the mark decides."""
     kept = session(durable=True)
     group = group_of(recording)
     broker = broker_of(group, session=kept)
-    broker.send(twice(1, b"1") + twice(2, b"2"))
-    with pytest.raises(RuntimeError, match="while a connection uses it"):
-        kept.doubt()
+    broker.send(twice(1, b"1") + twice(2, b"2") + twice(2, b"2"))
     broker.close()
-    kept.doubt()
     again = broker_of(group, session=kept)
     again.send(twice(1, b"1", dup=True) + twice(2, b"new") + twice(2, b"new") + pubrel(1) + pubrel(2))
     assert answers(recording, again) == pubrec(1) + pubrec(2) * 2 + pubcomp(1) + pubcomp(2)
@@ -220,26 +217,25 @@ def test_another_session_of_the_broker(recording):
     assert len(kept) == 0
 
 
-def test_restored_doubt(recording):
-    """After a restart as before it; without doubt the mark does not matter."""
+def test_something_new_after_a_restart(recording):
+    """What was restored came on an earlier connection."""
     kept = session(durable=True)
-    kept.add(1, 5, doubtful=True)
+    kept.add(1, 5)
     kept.add(2, 6)
     group = group_of(recording)
     group.delivery_next = 7
     broker = broker_of(group, session=kept)
-    broker.send(twice(1, b"new") + twice(2, b"known"))
+    broker.send(twice(1, b"new") + twice(2, b"known", dup=True))
     assert answers(recording, broker) == pubrec(1) + pubrec(2)
     assert values(recording) == [b"new"]
     assert sorted(kept.unreleased) == [(1, 7), (2, 6)]
 
 
-def test_doubt_about_the_last_of_many(recording):
+def test_something_new_under_the_last_of_many(recording):
     """A table that was given back with its last entry is there again for the publish that took it out."""
     kept = session(durable=True)
     for packet_id in range(1, 500):
         kept.add(packet_id, packet_id)
-    kept.doubt()
     group = group_of(recording)
     group.delivery_next = 500
     broker = broker_of(group, session=kept)

@@ -73,20 +73,15 @@ class BrokerSession:
         if self._sessions is not None:
             self._sessions.advance()
 
-    async def prepare(self, *, certain: bool) -> None:
-        """Before CONNECT; no connection uses it any more.
-
-        certain: if the broker calls a session present, it is this one. Otherwise it may be one that began when nobody
-        here took note, under whose identifiers other messages come. Raises GatewayError when that cannot be written.
-        """
+    async def prepare(self) -> None:
+        """Before CONNECT; no connection uses it any more. What the broker sends behind CONNACK must belong to a session
+        that a restart knows. Raises GatewayError when the disk does not take that."""
         if self._sessions is None:
             return
         if self._session is not None:
             self._sessions.leave(self._session, None)
         self._session, _, written = self._sessions.begin(self._client_id, clean_start=False, expiry_s=NEVER_S)
         await self._until_on_disk(written)
-        if not certain:
-            await self._until_on_disk(self._sessions.doubt(self._session))
 
     def attach(self, *, present: bool) -> mqtt.Session:
         """CONNACK has come: what the connection goes on with. present: the broker has its half of the session."""
@@ -108,6 +103,5 @@ class BrokerSession:
             return
         assert self._sessions is not None
         assert self._session is not None
-        if not len(self._session.native):
-            self._sessions.remove(self._session)  # so that it is written down when it begins again
+        self._sessions.remove(self._session)  # it was new, and is written down when it begins again
         raise GatewayError("what is known of the session cannot be written; the log names the stream")

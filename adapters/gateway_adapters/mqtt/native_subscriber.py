@@ -256,7 +256,7 @@ class NativeSubscriber:
         """CONNACK, and whether a session that it calls present is the one we remember. Raises LinkEnded or Refused."""
         config, remembered = self.config, self._subscriptions
         known = remembered is not None and await asyncio.to_thread(remembered.begin)
-        await self._received.prepare(certain=known and remembered is not None and remembered.exact)
+        await self._received.prepare()
         packet = client_protocol.connect(
             self._version,
             self._client_id,

@@ -4,7 +4,6 @@ Records of the stream `SESSIONS_STREAM`: key `<source>/<client id, escaped>`, va
 
     open <seconds>              the session is there, and outlives its connection by so long (0: not at all)
     end <delivery>              it is over; all up to that delivery number is forgotten
-    doubt <delivery>            at a broker: what is unreleased up to that number may be of a session that is over
     release <packet id> <delivery>    PUBREL: that packet identifier is free again, up to that number
 
 The source is a listener, or a subscriber, whose one session is its broker's. The last line is the parser's, and goes

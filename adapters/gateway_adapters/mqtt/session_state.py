@@ -41,7 +41,6 @@ class SessionState:
     expiry_s: int
     away_s: int  # since when it has no connection
     unreleased: dict[int, int] = field(default_factory=dict)  # delivery numbers by packet identifier
-    doubted: int = 0  # up to this delivery number what is unreleased is doubtful: see mqtt_session.pxd
 
     def deliver(self, packet_id: int, delivery: int) -> None:
         """A record of this delivery is on disk."""
@@ -76,8 +75,7 @@ def save(data: Path, source: str, state: State) -> None:
         "delivery_next": state.delivery_next,
         "offsets": state.offsets,
         "sessions": [
-            [client, one.expiry_s, one.away_s, sorted(one.unreleased.items()), *([one.doubted] if one.doubted else [])]
-            for client, one in state.sessions.items()
+            [client, one.expiry_s, one.away_s, sorted(one.unreleased.items())] for client, one in state.sessions.items()
         ],
     }
     text = json.dumps(content, separators=(",", ":"))
@@ -111,8 +109,8 @@ def load(data: Path, source: str, *, now_s: int | None = None) -> State | None:
 def _state(content: dict[str, Any], now_s: int) -> State:
     passed_s = max(0, now_s - content["saved_s"])
     sessions = {
-        client: SessionState(expiry_s, away_s + passed_s, {int(key): number for key, number in unreleased}, *doubted)
-        for client, expiry_s, away_s, unreleased, *doubted in content["sessions"]
+        client: SessionState(expiry_s, away_s + passed_s, {int(key): number for key, number in unreleased})
+        for client, expiry_s, away_s, unreleased in content["sessions"]
     }
     return State(content["delivery_next"], sessions, dict(content["offsets"]))
 
@@ -182,10 +180,6 @@ class _Reading:
         elif word == "end":
             self._state.sessions.pop(client, None)
             self._over[client] = max(self._over.get(client, 0), numbers[0])
-            self._count(numbers[0])
-        elif word == "doubt":
-            if client in self._state.sessions:
-                self._state.sessions[client].doubted = numbers[0]
             self._count(numbers[0])
         elif word == "release":
             key = client, numbers[0]

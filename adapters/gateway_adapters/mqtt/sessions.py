@@ -48,7 +48,7 @@ STALE_DUE_MAX = 1_024
 class Session:
     """One client's. ``native`` is what the parser knows of it."""
 
-    __slots__ = ("away_since", "client_id", "connected", "doubted", "due", "expiry_s", "native", "will")
+    __slots__ = ("away_since", "client_id", "connected", "due", "expiry_s", "native", "will")
 
     def __init__(self, client_id: str, native: mqtt.Session, expiry_s: int) -> None:
         self.client_id = client_id
@@ -58,7 +58,6 @@ class Session:
         self.away_since = 0  # tick
         self.due = 0  # tick at which it ends
         self.will: DelayedWill | None = None
-        self.doubted = 0  # what is unreleased up to this delivery number is doubtful
 
 
 class Sessions:
@@ -129,10 +128,9 @@ class Sessions:
 
     def _put_back(self, client_id: str, found: SessionState) -> None:
         session = self._new(client_id, found.expiry_s)
-        session.doubted = found.doubted
         for packet_id, delivery in sorted(found.unreleased.items()):
             if len(session.native) < self.inflight_max:
-                session.native.add(packet_id, delivery, doubtful=delivery <= found.doubted)
+                session.native.add(packet_id, delivery)
         self._lasting[client_id] = session
         session.away_since = self._native.tick - found.away_s
         self._wait_for_client(session)
@@ -220,15 +218,6 @@ class Sessions:
             session.will = self._wills.delay(will, min(delay_s, session.expiry_s))
         else:
             self._wills.publish(will)
-
-    def doubt(self, session: Session) -> asyncio.Future[bool] | None:
-        """What it holds may be of a session that its broker has no more. It has no connection, and gets none before the
-        future is done; None: it holds nothing."""
-        if not len(session.native):
-            return None
-        session.native.doubt()
-        session.doubted = self._native.delivery_next - 1
-        return self._write(session, [f"doubt {session.doubted}"], awaited=True)
 
     def end_others(self, client_id: str) -> None:
         """Only this client's is left: a subscriber that is called otherwise now has another session at its broker."""
@@ -320,7 +309,7 @@ class Sessions:
             if session.expiry_s and self._sessions.get(session.client_id) is session:
                 away_s = 0 if session.connected else self._native.tick - session.away_since
                 state.sessions[session.client_id] = SessionState(
-                    session.expiry_s, away_s, dict(session.native.unreleased), session.doubted
+                    session.expiry_s, away_s, dict(session.native.unreleased)
                 )
             if number % COPIED_AT_ONCE == 0:
                 await asyncio.sleep(0)

@@ -79,11 +79,6 @@ class Subscriptions:
         self._confirmed = self._known = False
         self._load()
 
-    @property
-    def exact(self) -> bool:
-        """Did the session have subscriptions of QoS 2 when it was last known?"""
-        return any(found.qos == 2 for found in self._filters.values())
-
     def begin(self) -> bool:
         """A CONNECT is about to be sent: until `confirm` or `restore` nobody knows what the broker's session has.
 
