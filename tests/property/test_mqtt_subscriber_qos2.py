@@ -12,7 +12,6 @@ import tempfile
 from collections import Counter
 from collections.abc import Coroutine, Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -21,15 +20,14 @@ from gateway_native import mqtt
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from gateway.config import from_dict
 from gateway.log.layout import prepare
 from tests.support.mqtt import Broker, publish, pubrel
+from tests.support.session_engine import Host, session_engine
 from tests.support.stepped import SteppedRecording
 
 RELAXED = settings(
     max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
 )
-SUBSCRIBER = {"url": "mqtt://h", "routes": [{"filter": "plant/#", "stream": "telemetry", "qos": 2}]}
 OPERATIONS = st.lists(
     st.sampled_from(
         ["publish", "publish", "publish", "settle", "write", "durable", "reconnect", "lose a publish", "crash",
@@ -108,32 +106,16 @@ class BrokerModel:
         return not self.published and not self.releasing
 
 
-class Host:
-    """A source, as far as sessions need one."""
-
-    name = "it"
-
-    def count(self, counter: str, more: int = 1) -> None:
-        raise AssertionError(f"{more} {counter}")
-
-    def say(self, level: int, event: str, **fields: object) -> None:
-        raise AssertionError(f"{level} {event} {fields}")
-
-
 class Gateway:
     """The subscriber without sockets. `crash` leaves nothing but the files."""
 
     def __init__(self, directory: Path, broker: BrokerModel) -> None:
         self.directory = directory
         self.broker = broker
-        self.config = from_dict({"data": str(directory), "mqtt": {"subscribers": {"it": SUBSCRIBER}}})
 
     async def start(self) -> None:
         self.recording = SteppedRecording(self.directory, recovering=True)
-        engine: Any = SimpleNamespace(
-            config=self.config, partition=self.recording.partition, writer=self.recording.writer,
-            ring=lambda name, _bytes=None: self.recording.ring(name), streams=self.recording.partitions,
-        )  # fmt: skip
+        engine = session_engine(self.recording, self.directory)
         routes = mqtt.Routes([(b"plant/#", self.recording.partition("telemetry"))])
         self.group = mqtt.Group(
             self.recording.ring("it"), routes, client=True, packet_bytes_max=1_000, record_bytes_max=1_000,
