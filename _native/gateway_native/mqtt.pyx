@@ -12,10 +12,10 @@ from gateway_native.mqtt_acks cimport (
     ACKS_FINE,
     ACKS_REFUSED,
     PUBACK,
-    PUBREC,
     acks_forget,
     acks_make_room,
     acks_push,
+    acks_push_again,
     acks_release,
     acks_settle_refusals,
 )
@@ -565,7 +565,7 @@ cdef class Connection:
         if qos == 2:
             entry = session_find(self.state.session, <uint16_t>packet_id)
         if entry != NULL:
-            acks_push(&self.group.state, &self.state, PUBREC, <uint16_t>packet_id, 0, entry.partition, entry.sequence)
+            acks_push_again(&self.group.state, &self.state, <uint16_t>packet_id, entry)
             self.group.state.duplicates += 1
         elif qos == 2:
             publish_receive(&self.group.state, &self.state, <uint16_t>packet_id)

@@ -8,7 +8,7 @@ from libc.string cimport memcpy
 
 from gateway_native.batch cimport headers_count_bytes, put_headers_count
 from gateway_native.mqtt cimport *
-from gateway_native.mqtt_acks cimport PUBACK, PUBCOMP, PUBREC, acks_inflight, acks_make_room, acks_push
+from gateway_native.mqtt_acks cimport PUBACK, PUBCOMP, PUBREC, acks_inflight, acks_make_room, acks_push, acks_push_again
 from gateway_native.mqtt_aliases cimport MqttAlias, alias_find, alias_set
 from gateway_native.mqtt_drops cimport drops_add
 from gateway_native.mqtt_headers cimport (
@@ -275,7 +275,7 @@ cdef inline bint publish_again(MqttGroup* group, MqttConnection* connection, con
     cdef const MqttDelivery* entry = session_find(connection.session, p.packet_id)
     if entry == NULL:
         return False
-    acks_push(group, connection, PUBREC, p.packet_id, 0, entry.partition, entry.sequence)
+    acks_push_again(group, connection, p.packet_id, entry)
     group.duplicates += 1
     return True
 

@@ -15,6 +15,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+from tests.integration.peers import wait_for_port
 from tests.support.exact_publisher import PUBREC, ExactPublisher
 from tests.support.gateway_process import ROOT, environment, free_port
 
@@ -79,10 +80,10 @@ class Server:
 
     def __init__(self, port: int, session: KeptSession) -> None:
         self._session = session
-        self._listening = socket.create_server(("127.0.0.1", port))
-        self._listening.settimeout(LOOK_S)
         self._ending = False
         signal.signal(signal.SIGTERM, self._end)
+        self._listening = socket.create_server(("127.0.0.1", port))
+        self._listening.settimeout(LOOK_S)
 
     def _end(self, *_arguments: object) -> None:
         self._ending = True
@@ -145,6 +146,7 @@ class ExactBroker:
         command = [sys.executable, "-m", "tests.support.exact_broker", str(self.port), str(self.journal)]
         with self._log.open("ab") as log:
             self._process = subprocess.Popen(command, stderr=log, env=environment(), cwd=ROOT)
+        wait_for_port(self.port, self._process)
 
     @property
     def begun(self) -> int:

@@ -370,11 +370,14 @@ class NativeSubscriber:
     def _ring_event(self) -> None:
         """Acknowledgements may leave, a stream failed, the disk is full, or there is room again."""
         self._ring.clear_event()
+        self._release()
+        if self.native.crowded and self.native.has_room():
+            self._reopen()
+
+    def _release(self) -> None:
         for link in self.native.release():
             assert isinstance(link, BrokerLink)
             self._give_up(link)
-        if self.native.crowded and self.native.has_room():
-            self._reopen()
 
     def _give_up(self, link: BrokerLink) -> None:
         """Take nothing that could not be acknowledged: the broker keeps it and sends it again."""
@@ -401,7 +404,8 @@ class NativeSubscriber:
                 self._link.trim()
             self._say_unrouted()
             self._tell_drops()
-            if self.native.crowded:  # the ring's event does this; once more costs nothing
+            self._release()  # the ring's event does this, and the next, too; once more costs nothing
+            if self.native.crowded:
                 self._reopen()
 
     def _say_unrouted(self) -> None:
