@@ -12,6 +12,7 @@ from gateway_native.partition cimport (
     retry_full_disk,
     roll_partition,
 )
+from gateway_native.ring cimport AWAKE, NAPPING, SLEEPING
 from gateway_native.rolling cimport close_partition
 from gateway_native.state cimport (
     COMMIT_DONE,
@@ -311,6 +312,13 @@ cdef int64_t sleep_ns(WriterState* w) noexcept nogil:
     return <int64_t>(due - now) if due > now else 0
 
 
+cdef bint may_nap(WriterState* w) noexcept nogil:
+    """May what comes stay in the rings for now? There is a commit to come, or one to end, and nobody waits for either:
+    then each waking would only put a few records more into their batches."""
+    return w.dirty_waiting == 0 and gw_load_relaxed(&w.followed_count) == 0 \
+        and (w.dirty is not NULL or gw_load_acquire(&w.commit_state) != COMMIT_IDLE)
+
+
 cdef void writer_sleep(WriterState* w) noexcept nogil:
     """Sleep until a producer publishes, the flusher is done, someone asks, or a commit is due.
 
@@ -319,11 +327,11 @@ cdef void writer_sleep(WriterState* w) noexcept nogil:
     cdef int64_t timeout = sleep_ns(w)
     if timeout == 0:
         return
-    gw_store_seq(&w.writer_sleeping, 1)
+    gw_store_seq(&w.writer_sleeping, NAPPING if may_nap(w) else SLEEPING)
     gw_fence()                      # a producer publishes, fences, then looks at `writer_sleeping`
     if gw_load_acquire(&w.commit_state) != COMMIT_DONE and (w.starved or nothing_to_take(w)):
         wait_bell(w.writer_fd, timeout)
-    gw_store_seq(&w.writer_sleeping, 0)
+    gw_store_seq(&w.writer_sleeping, AWAKE)
 
 
 cdef bint is_finished(WriterState* w) noexcept nogil:

@@ -219,7 +219,8 @@ cdef struct WriterState:
     int writer_fd
     int flusher_fd
     int health_fd
-    uint64_t writer_sleeping
+    uint64_t writer_sleeping        # AWAKE, SLEEPING or NAPPING (ring.pxd)
+    uint64_t followed_count         # partitions with `followed`
     uint64_t commit_state
     Partition* commit_list
     uint64_t stopping
