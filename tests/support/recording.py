@@ -58,9 +58,11 @@ class Recording:
         return index
 
     def make_room(self, stream: str) -> None:
-        """The disk of that stream has room again, and the writer knows."""
-        self.writer.reserve_bytes = 0
+        """The disk of that stream, which has refused something, has room again, and the writer knows."""
         index = self.partitions[stream]
+        # A refusal is heard of before the stream says that it refuses.
+        wait_until(lambda: self.writer.partition_state(index)["refusing"], "the stream refuses")
+        self.writer.reserve_bytes = 0
         wait_until(lambda: not self.writer.partition_state(index)["refusing"], "room on the disk")
 
     def ring(self, name: str) -> Ring:
