@@ -257,8 +257,10 @@ cdef inline void session_reconsider(MqttSession* session, uint16_t packet_id) no
 cdef inline void session_reconnected(MqttSession* session) noexcept nogil:
     """A new connection to the broker begins."""
     cdef uint32_t i
+    spin_lock(&session.lock)
     for i in range(session.capacity):
         session.table[i].earlier = True
+    spin_unlock(&session.lock)
 
 
 cdef inline void session_look(MqttSession* session) noexcept nogil:

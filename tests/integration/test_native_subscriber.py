@@ -72,6 +72,7 @@ class ScriptedBroker:
         self.unsubscribed: list[bytes] = []
         self.received: list[bytes] = []
         self.publishes = b""
+        self.once = False  # whatever it sends, it sends no second time
         self.port = 0
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -84,6 +85,12 @@ class ScriptedBroker:
                     writer.write(answer)
         writer.close()
 
+    def take_publishes(self) -> bytes:
+        taken = self.publishes
+        if self.once:
+            self.publishes = b""
+        return taken
+
     def answers(self, first_byte: int, body: bytes) -> list[bytes]:
         no_properties = b"\0" if self.version == 5 else b""
         if first_byte == 0x10:
@@ -92,10 +99,10 @@ class ScriptedBroker:
                 return [packet(0x20, b"\0\1")]
             connack = packet(0x20, bytes((self.present, 0)) + no_properties)
             resumed, self.present = self.present, True
-            return [connack, self.publishes] if resumed else [connack]
+            return [connack, self.take_publishes()] if resumed else [connack]
         if first_byte == 0x82:
             self.subscribed.append(body)
-            return [packet(0x90, body[:2] + no_properties + b"\1"), self.publishes]
+            return [packet(0x90, body[:2] + no_properties + b"\1"), self.take_publishes()]
         if first_byte == 0xA2:
             self.unsubscribed.append(body)
             return [packet(0xB0, body[:2] + (b"\0\0" if self.version == 5 else b""))]

@@ -112,6 +112,23 @@ async def test_other_client_id(tmp_path):
 
 
 @on_uvloop
+async def test_qos_2_no_longer_asked_for(tmp_path):
+    """What was received while it was is still known, and is released: nothing grows old that might be trusted later."""
+    async with scripted(4) as broker:
+        broker.publishes = publish("plant/a", b"x", qos=2, packet_id=7)
+        async with subscribed(tmp_path, broker.port, settings=EXACTLY) as gateway:
+            await until(lambda: broker.received[-1:] == [pubrec(7)], "it is answered")
+            await gateway.stop()
+        broker.once = True
+        broker.publishes = publish("plant/a", b"x", qos=2, packet_id=7, dup=True) + pubrel(7)
+        async with subscribed(tmp_path, broker.port) as gateway:
+            await until(lambda: pubcomp(7) in broker.received, "it is released")
+            assert values(gateway) == [b"x"]
+            assert statistic(gateway, "unreleased") == 0
+            assert [row[3] for row in read_stream(gateway.data, "__mqtt_sessions")][-1].startswith(b"release 7 ")
+
+
+@on_uvloop
 @pytest.mark.parametrize("settings", [{}, {**EXACTLY, "clean_session": True}])
 async def test_session_in_memory(tmp_path, settings):
     """Where QoS 2 was not asked for, or the session ends with its connection, it is kept in memory only."""

@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 
 from gateway.log.layout import prepare
 from tests.support.mqtt import Broker, publish, pubrel
-from tests.support.session_engine import Host, session_engine
+from tests.support.session_engine import Host, session_engine, subscriber
 from tests.support.stepped import SteppedRecording
 
 RELAXED = settings(
@@ -121,7 +121,7 @@ class Gateway:
             self.recording.ring("it"), routes, client=True, packet_bytes_max=1_000, record_bytes_max=1_000,
             kept_bytes_max=10_000,
         )  # fmt: skip
-        self.session = BrokerSession(Host(), "recorder", engine, self.group, lasting=True)
+        self.session = BrokerSession(Host(), "recorder", engine, self.group, subscriber(engine))
         await self.session.start()
         self.link: Broker | None = None
 

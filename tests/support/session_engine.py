@@ -6,7 +6,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from gateway.config import from_dict
+from gateway.config import SubscriberConfig, from_dict
 
 SUBSCRIBER = {"url": "mqtt://h", "routes": [{"filter": "plant/#", "stream": "telemetry", "qos": 2}]}
 
@@ -32,3 +32,9 @@ def session_engine(recording: Any, directory: Path) -> Any:
         ring=lambda name, _bytes=None: recording.ring(name),
         streams=recording.partitions,
     )
+
+
+def subscriber(engine: Any) -> SubscriberConfig:
+    """Its one source's configuration."""
+    found: SubscriberConfig = engine.config.mqtt.subscribers[Host.name]
+    return found

@@ -11,7 +11,7 @@ from gateway_native import mqtt
 
 from gateway.config import SESSIONS_STREAM
 from gateway.errors import ConfigError, GatewayError
-from tests.support.session_engine import Host, session_engine
+from tests.support.session_engine import Host, session_engine, subscriber
 
 
 def session_of(recording, client_id="recorder"):
@@ -20,7 +20,7 @@ def session_of(recording, client_id="recorder"):
         recording.ring("it"), routes, client=True, packet_bytes_max=1_000, record_bytes_max=1_000, kept_bytes_max=10_000
     )
     engine = session_engine(recording, recording.directory)
-    return BrokerSession(Host(), client_id, engine, group, lasting=True)
+    return BrokerSession(Host(), client_id, engine, group, subscriber(engine))
 
 
 def journal(recording):

@@ -4,9 +4,9 @@ The broker says in CONNACK whether its half is still there. What is kept here go
 and either is on disk before anything is subscribed to. The machinery is the listener's (sessions.py); nothing expires
 here, because only the broker knows when its half does.
 
-Durable when: PUBREC or PUBCOMP leaves. A session that does not outlive its connection, and one of a subscriber that
-asks for QoS 1 at most, is kept in memory only. The latter takes QoS 2 all the same: a broker delivers what it had
-queued for an older subscription.
+Durable when: PUBREC or PUBCOMP leaves. A session that does not outlive its connection, and one of a subscriber that has
+never asked for QoS 2, is kept in memory only. Even the latter takes QoS 2: a broker delivers what it had queued for an
+older subscription.
 """
 
 from __future__ import annotations
@@ -16,10 +16,12 @@ import asyncio
 from gateway_native import mqtt
 from gateway_native.mqtt_session import PACKET_ID_MAX
 
+from gateway.config import SubscriberConfig
 from gateway.errors import ConfigError, GatewayError
 from gateway.ingest.engine import Engine
 from gateway_adapters.mqtt.headers import escape
 from gateway_adapters.mqtt.session_journal import CLIENT_ID_BYTES_MAX, key_of
+from gateway_adapters.mqtt.session_state import checkpoint_path
 from gateway_adapters.mqtt.sessions import Session, Sessions
 from gateway_adapters.mqtt.wills import Host
 
@@ -29,16 +31,24 @@ NEVER_S = 0xFFFF_FFFF
 SESSIONS_MAX = 1_000
 
 
+def _is_lasting(name: str, config: SubscriberConfig, engine: Engine) -> bool:
+    """Does it outlive this process? Also where QoS 2 was asked for only formerly: what is known must not grow old."""
+    formerly = checkpoint_path(engine.config.data, name).exists()
+    return config.records_exactly_once or (formerly and not config.clean_session)
+
+
 class BrokerSession:
     """One, for all connections of one subscriber. Everything runs on the event loop."""
 
-    def __init__(self, host: Host, client_id: str, engine: Engine, native: mqtt.Group, *, lasting: bool) -> None:
-        """lasting: it outlives this process. Raises ConfigError for a client id that is too long for that."""
+    def __init__(
+        self, host: Host, client_id: str, engine: Engine, native: mqtt.Group, config: SubscriberConfig
+    ) -> None:
+        """Raises ConfigError for a client id that is too long for that."""
         self._client_id = client_id
         self._sessions: Sessions | None = None
         self._session: Session | None = None
         self._beginning: asyncio.Future[bool] | None = None
-        if lasting:
+        if _is_lasting(host.name, config, engine):
             if len(client_id.encode()) > CLIENT_ID_BYTES_MAX:
                 raise ConfigError(
                     f"Source {host.name!r}: with QoS 2 a client id has at most {CLIENT_ID_BYTES_MAX} bytes; choose a "
@@ -78,6 +88,7 @@ class BrokerSession:
         that a restart knows. Raises GatewayError when the disk does not take that."""
         if self._sessions is None:
             return
+        await self.settle()  # the last connection may have ended before it did
         if self._session is not None:
             self._sessions.leave(self._session, None)
         self._session, _, written = self._sessions.begin(self._client_id, clean_start=False, expiry_s=NEVER_S)

@@ -93,9 +93,7 @@ class NativeSubscriber:
         self._client_id = client_id_of(name, config, context.config.site)
         self._broker = f"{config.host}:{config.port}"
         self._subscriptions = self._remembered(context)
-        self._received = BrokerSession(
-            self, self._client_id, context.engine, self.native, lasting=config.records_exactly_once
-        )
+        self._received = BrokerSession(self, self._client_id, context.engine, self.native, config)
         self._version = MQTT_5
         self._tls: ssl.SSLContext | None = None
         self._link: BrokerLink | None = None
