@@ -2,12 +2,16 @@
 
 The same files serve both: a stream that the gateway recorded is put into a topic of a KRaft broker on this machine (one
 node, its own defaults, all in the page cache). Both are read from the beginning to the end by confluent-kafka
-(librdkafka, default settings), by kcat, and by a bare client that discards what Fetch answers, 1 MiB at a time: what
-the server itself can do. Values of 64 B and of 16 KiB.
+(librdkafka, default settings), by kcat, by Kafka's own consumer (ConsumerPerformance, its time of fetching), and by a
+bare client that discards what Fetch answers, 1 MiB at a time: what the server itself can do. Values of 64 B and 16 KiB.
+
+`busy` is how much of one core the client's process kept busy: near 1 the client is measured, not the server. Far below
+it librdkafka rests: once it has 100,000 records queued it fetches nothing for a second (fetch.queue.backoff.ms).
 """
 
 from __future__ import annotations
 
+import os
 import shutil
 import socket
 import struct
@@ -16,12 +20,14 @@ import time
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
+from typing import NamedTuple
 
 from bench.common import Result, Skipped, duration_s, median, scratch
-from gateway.serve.kafka import wire
+from gateway.kafka import wire
 from tests.support import kafka_clients
 from tests.support.kafka_broker import KraftBroker
 from tests.support.kafka_gateway import Gateway
+from tests.support.kafka_jars import command
 from tests.support.kafka_wire import request
 
 TOPIC = "telemetry"
@@ -118,20 +124,42 @@ def next_offset(buffer: bytearray, size: int, offset: int) -> int:
     return offset
 
 
-READERS: dict[str, Callable[[int, int], None]] = {
-    "confluent-kafka": read_with_confluent, "kcat": read_with_kcat, "bare": read_bare,
+def read_with_java(port: int, count: int) -> float:
+    """Its own time of fetching, in seconds: without the start of the JVM, and without joining the group."""
+    line = command(
+        "org.apache.kafka.tools.ConsumerPerformance", "--bootstrap-server", f"127.0.0.1:{port}", "--topic", TOPIC,
+        "--messages", str(count), "--timeout", "30000", "--hide-header",
+    )  # fmt: skip
+    done = subprocess.run(line, stdin=subprocess.DEVNULL, capture_output=True, check=True, timeout=600, text=True)
+    columns = done.stdout.strip().splitlines()[-1].split(", ")
+    if int(columns[4]) < count:
+        raise RuntimeError(f"{columns[4]} of {count} records came")
+    return int(columns[7]) / 1e3
+
+
+READERS: dict[str, Callable[[int, int], float | None]] = {
+    "confluent-kafka": read_with_confluent, "kcat": read_with_kcat, "java": read_with_java, "bare": read_bare,
 }  # fmt: skip
 
 
-def timed(reader: Callable[[int, int], None], port: int, count: int) -> float:
-    start = time.perf_counter()
-    reader(port, count)
-    return time.perf_counter() - start
+class Took(NamedTuple):
+    """One reading."""
+
+    seconds: float
+    busy: float
+    """Processor time of the client in that time."""
 
 
-def rounds_of(directory: Path, value_bytes: int, count: int, rounds: int) -> dict[tuple[str, str], list[float]]:
-    """Seconds, by server and reader."""
-    found: dict[tuple[str, str], list[float]] = {}
+def timed(reader: Callable[[int, int], float | None], port: int, count: int) -> Took:
+    before, start = os.times(), time.perf_counter()
+    own_s = reader(port, count)
+    took_s, after = time.perf_counter() - start, os.times()
+    return Took(own_s if own_s is not None else took_s, (sum(after[:4]) - sum(before[:4])) / took_s)
+
+
+def rounds_of(directory: Path, value_bytes: int, count: int, rounds: int) -> dict[tuple[str, str], list[Took]]:
+    """By server and reader."""
+    found: dict[tuple[str, str], list[Took]] = {}
     broker = KraftBroker(directory / "broker")
     broker.format()
     with broker:
@@ -146,9 +174,9 @@ def rounds_of(directory: Path, value_bytes: int, count: int, rounds: int) -> dic
             for number in range(rounds + 1):  # the first one warms up: the JVM's compiler above all
                 for server, port in (("gateway", process.kafka_port), ("broker", broker.port)):
                     for name, reader in READERS.items():
-                        took_s = timed(reader, port, count)
+                        took = timed(reader, port, count)
                         if number:
-                            found.setdefault((server, name), []).append(took_s)
+                            found.setdefault((server, name), []).append(took)
     return found
 
 
@@ -156,16 +184,17 @@ def run(rounds: int) -> Result:
     for program in ("java", "kcat"):
         if shutil.which(program) is None:
             raise Skipped(f"{program} is not installed")
-    result = Result(("values", "client", "gateway k records/s", "broker k records/s", "gateway MB/s", "ratio"))
+    result = Result(("values", "client", "gateway k records/s", "broker k records/s", "gateway MB/s", "busy", "ratio"))
     for size, (value_bytes, count) in SIZES.items():
         with scratch() as directory:
             found = rounds_of(directory, value_bytes, count, rounds)
         for name in READERS:
-            ours, theirs = median(found["gateway", name]), median(found["broker", name])
+            ours, theirs = (median([took.seconds for took in found[one, name]]) for one in ("gateway", "broker"))
+            busy = median([took.busy for took in found["gateway", name]])
             result.rows.append(
                 (
                     size, name, f"{count / ours / 1e3:,.0f}", f"{count / theirs / 1e3:,.0f}",
-                    f"{count * value_bytes / ours / 1e6:,.0f}", f"{theirs / ours:.2f}",
+                    f"{count * value_bytes / ours / 1e6:,.0f}", f"{busy:.2f}", f"{theirs / ours:.2f}",
                 )
             )  # fmt: skip
     return result

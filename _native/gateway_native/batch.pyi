@@ -46,7 +46,7 @@ class BatchError(ValueError):
     def __init__(self, message: str, position: int, problem: int, expected: int = 0, found: int = 0) -> None: ...
 
 class UnsupportedBatch(ValueError):
-    """A batch is sound but compressed, which the gateway neither writes nor reads. ``codec`` names it."""
+    """A batch is sound but compressed, whose records are not parsed here. ``codec`` names it."""
 
     codec: str
     position: int

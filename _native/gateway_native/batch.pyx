@@ -71,7 +71,7 @@ class BatchError(ValueError):
 
 
 class UnsupportedBatch(ValueError):
-    """A batch is sound but compressed, which the gateway neither writes nor reads. `codec` names it."""
+    """A batch is sound but compressed, whose records are not parsed here. `codec` names it."""
 
     def __init__(self, codec, position, base_offset):
         super().__init__(

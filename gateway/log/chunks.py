@@ -9,6 +9,7 @@ from typing import Generic, Protocol, TypeVar
 from gateway_native import batch
 
 from gateway.errors import DamageError, FormatError
+from gateway.log.compression import expanded
 from gateway.log.layout import BATCH_BYTES_MAX
 from gateway.log.passing import Passed, pass_over
 from gateway.log.segment import CHUNK_BYTES, PROBLEM_UNREADABLE, Damage, Segment, WalkEnd
@@ -84,7 +85,9 @@ class SegmentChunks(Generic[Rows]):
         try:
             rows, passed, more, offset = self._decode_chunk(data, 0, self._selection, expected_offset=offset)
         except batch.UnsupportedBatch as error:
-            raise FormatError(f"{self._segment.path}, byte {position + error.position}: {error}.") from None
+            if error.position:
+                return None, error.position, 0, _offset_behind(data, error.position)
+            return self._decode_compressed(data, position, offset)
         except batch.BatchError as error:
             if error.position == 0:
                 raise
@@ -95,6 +98,18 @@ class SegmentChunks(Generic[Rows]):
                 raise batch.BatchError("unreadable", 0, PROBLEM_UNREADABLE, 0, unreadable)
             _check_room(more, len(data), min(self._end, self._segment.size) - position)
         return rows, passed, more, offset
+
+    def _decode_compressed(
+        self, data: bytes | memoryview, position: int, offset: int
+    ) -> tuple[Rows | None, int, int, int]:
+        """The batch with which `data` begins, whole and with a right CRC, which a broker has compressed."""
+        length = batch.LENGTH_PREFIX_BYTES + _OFFSETS.unpack_from(data)[1]
+        try:
+            plain = expanded(data[:length])
+        except FormatError as error:
+            raise FormatError(f"{self._segment.path}, byte {position}: {error}.") from None
+        rows, passed, more, offset = self._decode_chunk(plain, 0, self._selection, expected_offset=offset)
+        return rows, length if passed else 0, more, offset
 
     def _behind(self, stopped: WalkEnd) -> Passed:
         """Where to go on when no sound batch begins at `stopped`."""

@@ -306,7 +306,8 @@ class PartitionReader:
         """The selected records, in lists of bounded size, in the order of their offsets.
 
         Segments that retention removes meanwhile are passed over. At damage DamageError is raised, or, with
-        `on_damage`, that is called and reading goes on at the next sound batch. FormatError for compressed batches.
+        `on_damage`, that is called and reading goes on at the next sound batch. FormatError for batches whose
+        compression is not known here.
         """
         yield from self.decoded(selection, batch.decode_chunk, limit, on_damage=on_damage)
 

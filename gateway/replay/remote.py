@@ -1,7 +1,7 @@
 """A log at a distance: `gateway.open("kafka://host:port")` reads a gateway's endpoint, or any Kafka broker.
 
 A topic with one partition is the stream of its name; of one with several each partition is a stream, ``topic:0``. What
-depends on files is not there: sizes and segments are 0. Compressed batches raise FormatError.
+depends on files is not there: sizes and segments are 0.
 """
 
 from __future__ import annotations
@@ -17,10 +17,11 @@ from urllib.parse import urlsplit
 from gateway_native import batch
 
 from gateway.errors import FormatError, StreamNotFound, UsageError
+from gateway.kafka import client as kafka
+from gateway.log.compression import expanded
 from gateway.log.layout import FORMAT, Meta
 from gateway.log.partition import TIME_SLACK_MS, Limit, TimeRange
 from gateway.replay.log import Log, Stream
-from gateway.serve.kafka import client as kafka
 
 if TYPE_CHECKING:
     from gateway.log.chunks import OnDamage
@@ -142,12 +143,13 @@ class RemoteReader:
         # The leader's epoch, which is not under the checksum, is always 0 here.
         sound = data[:12] + bytes(4) + data[16:]
         try:
-            return batch.decode(sound, selection=selection), following, begins
-        except batch.UnsupportedBatch as error:
-            raise FormatError(
-                f"{self.directory}: the batch at offset {base} is compressed ({error.codec}), which is not read here; "
-                "set compression.type to none at its producer."
-            ) from None
+            try:
+                rows = batch.decode(sound, selection=selection)
+            except batch.UnsupportedBatch:
+                rows = batch.decode(expanded(sound), selection=selection)
+            return rows, following, begins
+        except FormatError as error:
+            raise FormatError(f"{self.directory}, offset {base}: {error}.") from None
         except batch.BatchError as error:
             raise FormatError(f"{self.directory}: the batch at offset {base} came damaged: {error}.") from None
 

@@ -13,14 +13,33 @@ from pathlib import Path
 import pytest
 from confluent_kafka import Producer
 
+from tests.support import kafka_member
 from tests.support.gateway_process import ROOT, environment
 from tests.support.kafka_gateway import Gateway
+from tests.support.kafka_jars import command
 
 pytestmark = [pytest.mark.integration, pytest.mark.slow]
 
 PATIENCE_S = 60.0
 TOPICS = ("one", "two", "three")
-CLIENTS = ("confluent", "aiokafka", "kafka-python")
+CLIENTS = ("confluent", "aiokafka", "kafka-python", "java")
+
+
+def _line(client: str, address: str, group: str) -> list[str]:
+    """What runs a member that prints topic and offset of each record; Kafka's own prints only offset and value."""
+    if client != "java":
+        return [sys.executable, "-m", "tests.support.kafka_member", client, address, group, *TOPICS]
+    settings = {
+        "partition.assignment.strategy": "org.apache.kafka.clients.consumer.RoundRobinAssignor",
+        "session.timeout.ms": kafka_member.SESSION_MS,
+        "heartbeat.interval.ms": kafka_member.HEARTBEAT_MS,
+        "auto.commit.interval.ms": 100,
+    }
+    return command(
+        "org.apache.kafka.tools.consumer.ConsoleConsumer", "--bootstrap-server", address, "--group", group,
+        "--include", "|".join(TOPICS), "--from-beginning", "--property", "print.offset=true",
+        *(part for name, value in settings.items() for part in ("--consumer-property", f"{name}={value}")),
+    )  # fmt: skip
 
 
 class MemberProcess:
@@ -28,17 +47,20 @@ class MemberProcess:
 
     def __init__(self, client: str, address: str, group: str) -> None:
         self.seen: list[tuple[str, int]] = []
+        self._is_java = client == "java"
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "tests.support.kafka_member", client, address, group, *TOPICS],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=ROOT, env=environment(),
-        )  # fmt: skip
+            _line(client, address, group), stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=ROOT, env=environment()
+        )
         self._reading = threading.Thread(target=self._read, daemon=True)
         self._reading.start()
 
     def _read(self) -> None:
         assert self._process.stdout is not None
         for line in self._process.stdout:
-            topic, offset = line.decode().split()
+            if self._is_java:
+                offset, topic, _ = line.decode().removeprefix("Offset:").split()
+            else:
+                topic, offset = line.decode().split()
             self.seen.append((topic, int(offset)))
 
     def kill(self) -> None:
@@ -49,6 +71,8 @@ class MemberProcess:
         """It leaves its group."""
         assert self._process.stdin is not None
         self._process.stdin.close()
+        if self._is_java:
+            self._process.terminate()
         self._done()
 
     def _done(self) -> None:
@@ -68,11 +92,11 @@ def process(tmp_path: Path) -> Iterator[Gateway]:
 
 
 def _publish(address: str, count: int) -> None:
-    """So many more records to each topic."""
+    """So many more records to each topic, whose name their values begin with."""
     producer = Producer({"bootstrap.servers": address, "linger.ms": 5})
     for number in range(count):
         for topic in TOPICS:
-            producer.produce(topic, b"%d" % number)
+            producer.produce(topic, f"{topic} {number}")
     assert producer.flush(PATIENCE_S) == 0
 
 

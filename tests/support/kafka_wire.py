@@ -13,7 +13,7 @@ from typing import Any
 from kio.serial import entity_reader, entity_writer
 from kio.static.constants import EntityType
 
-from gateway.serve.kafka import wire
+from gateway.kafka import wire
 
 TIMEOUT_S = 20.0
 

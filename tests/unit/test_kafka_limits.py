@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from gateway.ingest import limits
-from gateway.serve.kafka import wire
+from gateway.kafka import wire
 from tests.support.certificates import Authority
 from tests.support.gateway import until
 from tests.support.kafka_endpoint import STREAM, RunningEndpoint, running_endpoint

@@ -13,8 +13,9 @@ import pytest
 from gateway_native import batch
 
 import gateway
-from gateway.serve.kafka import wire
+from gateway.kafka import wire
 from gateway.serve.kafka.producers import Outcome, Position, StreamProducers, Verdict, parse
+from tests.support.compressed import CODECS, compressed, with_records
 from tests.support.kafka_endpoint import RunningEndpoint, running_endpoint
 from tests.support.kafka_wire import WireClient
 
@@ -95,8 +96,10 @@ async def test_what_is_not_taken(tmp_path: Path) -> None:
     """Each with the error that tells the client why; nothing of it is recorded."""
     flipped = bytearray(_batch([b"value"]))
     flipped[-1] ^= 1
-    compressed = bytearray(batch.encode([(0, None, b"v", [])]))
-    compressed[22] |= 1
+    plain = batch.encode([(0, None, b"v" * 100, [])] * 3)
+    unknown, damaged = with_records(plain, 5, b"x"), with_records(plain, 1, b"no gzip")
+    bomb = with_records(plain, 4, CODECS["zstd"][1](bytes(21 * 2**20)))
+    unsound = with_records(plain, 1, CODECS["gzip"][1](plain[batch.HEADER_BYTES :] + b"x"))
     transactional = bytearray(batch.encode([(0, None, b"v", [])]))
     transactional[22] |= 0x10
     moved = bytearray(_batch([b"value"]))
@@ -105,14 +108,27 @@ async def test_what_is_not_taken(tmp_path: Path) -> None:
         cases = [
             (None, OTHER_FORMAT), (b"", OTHER_FORMAT), (bytes(100), OTHER_FORMAT), (bytes(flipped), CORRUPT),
             (_batch([b"1"]) + _batch([b"2"]), CORRUPT), (_batch([b"1"])[:-1], CORRUPT), (bytes(moved), CORRUPT),
-            (_sealed(compressed), COMPRESSED), (_sealed(transactional), INVALID_TXN),
-            (_batch([bytes(16 * 2**20 + 1)]), TOO_LARGE),
+            (unknown, COMPRESSED), (damaged, CORRUPT), (bomb, TOO_LARGE), (unsound, CORRUPT),
+            (_sealed(transactional), INVALID_TXN), (_batch([bytes(16 * 2**20 + 1)]), TOO_LARGE),
         ]  # fmt: skip
         for records, error in cases:
             assert await _produce(running, records) == (error, -1), records and records[:20]
         assert (await _produce(running, _batch([b"v"]), transactional_id="t"))[0] == 53
         assert running.endpoint.statistics()["records"] == 0
         assert running.endpoint.statistics().get("faults", 0) == 0
+
+
+@pytest.mark.parametrize("codec", CODECS)
+async def test_compressed_batches_are_recorded_without(tmp_path: Path, codec: str) -> None:
+    """Also sent again, and by several at once; what reads the log needs no codec."""
+    data = tmp_path / "data"
+    async with running_endpoint(data, produce=["orders"]) as running:
+        first = compressed(_batch([b"0", b"1" * 5_000], 0, producer_id=7, epoch=0), codec)
+        assert await _produce(running, first) == (0, 0)
+        assert await _produce(running, first) == (0, 0)
+        found = await asyncio.gather(*(_produce(running, compressed(_batch([b"2"] * 3), codec)) for _ in range(4)))
+        assert sorted(found) == [(0, 2 + 3 * number) for number in range(4)]
+    assert _values(data) == [b"0", b"1" * 5_000, *[b"2"] * 12]
 
 
 async def test_a_batch_larger_than_the_ring(tmp_path: Path) -> None:

@@ -15,14 +15,15 @@ from confluent_kafka import Consumer, KafkaException
 
 from gateway.cli import cli
 from gateway.errors import ConfigError
-from gateway.serve.kafka import sasl, wire
+from gateway.kafka import wire
+from gateway.serve.kafka import sasl
 from gateway.serve.kafka.users import Credentials, Users
 from tests.support.certificates import Authority
 from tests.support.kafka_endpoint import STREAM, running_endpoint
 from tests.support.kafka_wire import WireClient
 
 PASSWORD = "correct horse, battery = staple"
-MECHANISMS = (sasl.PLAIN, sasl.SCRAM)
+MECHANISMS = (wire.PLAIN, wire.SCRAM_SHA_256)
 
 
 @pytest.fixture
@@ -95,7 +96,7 @@ async def test_every_version_of_sasl(tmp_path: Path, users: Path, version: int) 
             with WireClient(running.port) as client:
                 assert wire.SASL_HANDSHAKE in {one.api_key for one in client.call(wire.API_VERSIONS, 0).api_keys}
                 assert client.call(wire.SASL_HANDSHAKE, 1, mechanism="GSSAPI").error_code == 33
-                handshake = client.call(wire.SASL_HANDSHAKE, 1, mechanism=sasl.PLAIN)
+                handshake = client.call(wire.SASL_HANDSHAKE, 1, mechanism=wire.PLAIN)
                 assert (handshake.error_code, set(handshake.mechanisms)) == (0, set(MECHANISMS))
                 token = f"\0e=t,l\0{PASSWORD}".encode()
                 assert client.call(wire.SASL_AUTHENTICATE, version, auth_bytes=token).error_code == 0
@@ -129,13 +130,13 @@ async def test_tls_and_scram_together(tmp_path: Path, users: Path) -> None:
     async with running_endpoint(tmp_path / "data", **settings) as running:
         await running.record([value] * 3)
         context = ssl.create_default_context(cafile=authority.file)
-        kafka = _aiokafka(running.port, sasl.SCRAM, PASSWORD, security_protocol="SASL_SSL", ssl_context=context)
+        kafka = _aiokafka(running.port, wire.SCRAM_SHA_256, PASSWORD, security_protocol="SASL_SSL", ssl_context=context)
         consumer = AIOKafkaConsumer(STREAM, auto_offset_reset="earliest", max_partition_fetch_bytes=2**22, **kafka)
         await consumer.start()
         assert [(await consumer.getone()).value for _ in range(3)] == [value] * 3
         await consumer.stop()
         with pytest.raises(KafkaException):
-            await asyncio.to_thread(_topics_by_librdkafka, running.port, sasl.SCRAM, PASSWORD)
+            await asyncio.to_thread(_topics_by_librdkafka, running.port, wire.SCRAM_SHA_256, PASSWORD)
 
 
 def _add_user(users: Path) -> None:
@@ -154,7 +155,7 @@ async def test_renewed_files_hold_for_connections_to_come(tmp_path: Path, users:
         _spoil(users)
         with pytest.raises(ConfigError, match=r"users:1: is not 'name:SCRAM-SHA-256"):
             running.endpoint.refresh()
-        kafka = _aiokafka(running.port, sasl.SCRAM, "other", sasl_plain_username="second")
+        kafka = _aiokafka(running.port, wire.SCRAM_SHA_256, "other", sasl_plain_username="second")
         consumer = AIOKafkaConsumer(**kafka)
         await consumer.start()
         assert await consumer.topics() == set()
@@ -183,7 +184,7 @@ def test_the_command_makes_a_user(tmp_path: Path) -> None:
 def test_malformed_scram_is_refused(tmp_path: Path, first: bytes, final: bytes) -> None:
     """Whatever comes: refused, nothing else."""
     (tmp_path / "users").write_text(Credentials.make("word", iterations=4_096).line("etl"))
-    exchange = sasl.begin(sasl.SCRAM, Users(tmp_path / "users"))
+    exchange = sasl.begin(wire.SCRAM_SHA_256, Users(tmp_path / "users"))
 
     def both() -> None:
         exchange.step(first)

@@ -9,6 +9,7 @@ import pytest
 from gateway_native import batch
 
 from gateway.log.partition import PartitionReader
+from gateway.serve.kafka import slices
 from gateway.serve.kafka.catalog import EARLIEST, LATEST, Topic
 from gateway.serve.kafka.connection import read_slice
 from tests.support.partitions import Partition, make_batches
@@ -111,3 +112,39 @@ def test_a_stream_without_records(tmp_path: Path) -> None:
     assert topic.offset_at(LATEST) == (0, -1)
     assert topic.offset_at(0) == (-1, -1)
     assert PartitionReader(tmp_path / "orders-0").segments() == []
+
+
+BYTES_MAX = 500
+
+
+def test_what_one_consumer_read_is_not_checked_again_for_the_next(
+    partition: Partition, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """For a while, and only where nothing that is written later could belong to it."""
+    quick = slices._quick
+    looks: list[int] = []
+    monkeypatch.setattr(
+        slices, "_quick", lambda file, position, *more: looks.append(position) or quick(file, position, *more)
+    )
+    topic = Topic("orders", partition.directory)
+    assert _all(topic, BYTES_MAX) == list(range(300))
+    first = len(looks)
+    assert _all(topic, BYTES_MAX) == list(range(300))
+    second = len(looks) - first
+    assert 0 < second < first / 2
+    monkeypatch.setattr(slices, "CHECKED_AGE_S", 0.0)
+    other = Topic("orders", partition.directory)
+    for _ in range(2):
+        looks.clear()
+        assert _all(other, BYTES_MAX) == list(range(300))
+        assert len(looks) == first
+
+
+def test_no_more_is_remembered_than_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The oldest goes."""
+    monkeypatch.setattr(slices, "CHECKED_MAX", 3)
+    checked = slices.Checked()
+    for number in range(5):
+        checked.add(Path("segment"), 1_000, slices._Run(number, number + 1, number))
+    assert [checked.find(Path("segment"), number, 1_000) is not None for number in range(5)] == [False] * 2 + [True] * 3
+    assert checked.find(Path("segment"), 4, 2_000) is None

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from gateway_native import batch
 
-from gateway.serve.kafka import wire
+from gateway.kafka import wire
 from tests.support.kafka_endpoint import STREAM, running_endpoint
 from tests.support.kafka_wire import WireClient, request
 

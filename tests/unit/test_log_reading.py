@@ -17,7 +17,7 @@ from gateway_native import batch, ring
 from gateway_native.writer import Writer
 
 import gateway
-from gateway.errors import DamageError, DamageWarning, FormatError, StreamNotFound
+from gateway.errors import DamageError, DamageWarning, StreamNotFound
 from gateway.log.layout import prepare
 from gateway.log.partition import PartitionReader
 from gateway.log.recovery import recover
@@ -303,16 +303,6 @@ def test_damaged_time_in_a_header_hides_nothing(partition: Partition) -> None:
         with pytest.raises(DamageError):
             read(partition, time_from=T0 + 31, time_to=T0 + 59)
         partition.damage(30, 2 * size + position, bit=6)
-
-
-def test_compressed_batch_is_refused_by_name(partition: Partition) -> None:
-    """A segment that a broker compressed says so, with its codec."""
-    data = bytearray(make_batch(0))
-    data[22] = 4
-    data[17:21] = batch.crc32c(data[21:]).to_bytes(4, "big")
-    partition.add([bytes(data)], sealed=False)
-    with pytest.raises(FormatError, match="zstd"):
-        read(partition)
 
 
 def test_record_larger_than_a_chunk_is_read(partition: Partition) -> None:

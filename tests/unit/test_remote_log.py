@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 import gateway
-from gateway.serve.kafka.client import KafkaError
+from gateway.kafka.client import KafkaError
 from gateway.serve.kafka.users import Credentials
 from tests.support.certificates import Authority
 from tests.support.kafka_endpoint import STREAM, RunningEndpoint, running_endpoint

@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from gateway.errors import ConfigError
+from gateway.user_files import read_lines
 from gateway_adapters.mqtt.protocol import is_filter
-from gateway_adapters.mqtt.users import read_lines
 
 RULES_MAX = 1_000_000
 # The parser looks at a client's rules for every publish.

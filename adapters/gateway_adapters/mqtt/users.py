@@ -17,9 +17,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from gateway.errors import ConfigError
+from gateway.user_files import read_users
 
-FILE_BYTES_MAX = 64 * 2**20
 USERS_MAX = 1_000_000
 # What one attempt may cost: 10 million rounds are some seconds of one core.
 ITERATIONS_MAX = 10_000_000
@@ -131,34 +130,9 @@ class Users:
 
 
 def _read(path: Path) -> dict[str, PasswordHash]:
-    hashes: dict[str, PasswordHash] = {}
-    for number, line in enumerate(read_lines(path), 1):
-        if not line.strip() or line.startswith("#"):
-            continue
-        name, colon, text = line.rstrip().partition(":")
-        if not colon or not name:
-            raise ConfigError(f"{path}:{number}: is not 'name:hash'; write users with 'mosquitto_passwd {path} NAME'.")
-        if name in hashes:
-            raise ConfigError(f"{path}:{number}: this user name stands in an earlier line, too; keep one of them.")
-        try:
-            hashes[name] = PasswordHash.parse(text)
-        except ValueError as error:
-            raise ConfigError(f"{path}:{number}: {error}.") from None
-        if len(hashes) > USERS_MAX:
-            raise ConfigError(f"{path}: has more than {USERS_MAX} users, which is the limit.")
-    return hashes
+    def parse(name: str, text: str | None) -> PasswordHash:
+        if text is None or not name:
+            raise ValueError(f"is not 'name:hash'; write users with 'mosquitto_passwd {path} NAME'")
+        return PasswordHash.parse(text)
 
-
-def read_lines(path: Path) -> list[str]:
-    """The lines of a text file of bounded size. Raises ConfigError."""
-    try:
-        with path.open("rb") as file:
-            raw = file.read(FILE_BYTES_MAX + 1)
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be read: {error.strerror or error}.") from None
-    if len(raw) > FILE_BYTES_MAX:
-        raise ConfigError(f"{path}: is larger than {FILE_BYTES_MAX} bytes, which is the limit.")
-    try:
-        return raw.decode().splitlines()
-    except UnicodeDecodeError:
-        raise ConfigError(f"{path}: is not UTF-8 text.") from None
+    return read_users(path, parse, users_max=USERS_MAX)

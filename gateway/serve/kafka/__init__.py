@@ -4,17 +4,18 @@
     entrance     accepting, TLS handshakes
     connection   one client: frames in, responses out, limits
     requests     which request is answered by what; every API and version that is advertised
-    wire         request headers and schemas; uses kio
     catalog      streams as topics; how far each is durable
     slices       where in the segments the records of a fetch lie
+    ahead        what a consumer that reads on will ask for next, looked up beforehand
     fetch        Fetch: the response, sent from the files themselves
     groups       consumer groups: members, generations, rebalances; no I/O
     commits      committed offsets, on disk
     coordinator  the requests of groups
     users, sasl  who may connect
-    client       the other side: a Kafka client that reads
     produce      Produce and InitProducerId, where the configuration allows them
     producers    which sequence number each idempotent producer has reached
+
+Requests and responses are written and read by `gateway.kafka.wire`.
 
 Everything runs on one thread with an event loop of its own, beside a few threads that read the disk: a consumer that
 reads old data from a slow disk must not hold up the devices on the gateway's event loop.

@@ -16,7 +16,7 @@ from gateway_native import batch
 from gateway.config import Config
 from gateway.log.layout import list_partitions, partition_path
 from gateway.log.partition import Limit, PartitionReader
-from gateway.serve.kafka.slices import Slice, Slices
+from gateway.serve.kafka.slices import Checked, Slice, Slices
 
 PARTITION = 0
 # Names in the data directory are listed again when they are older: a template may have made a stream.
@@ -48,11 +48,11 @@ class EngineView(Protocol):
 class Topic:
     """One stream. Its methods read the disk and are called on threads for that, one at a time each."""
 
-    def __init__(self, name: str, directory: Path) -> None:
+    def __init__(self, name: str, directory: Path, checked: Checked | None = None) -> None:
         self.name = name
         self._lock = threading.Lock()
         self._reader = PartitionReader(directory)
-        self._slices = Slices(directory)
+        self._slices = Slices(directory, checked)
         self._known = (0, 0, Limit(0, 0, 0))
         self._known_at = float("-inf")
 
@@ -116,6 +116,7 @@ class Catalog:
         self._engine = engine
         self._lock = threading.Lock()
         self._topics: dict[str, Topic] = {}
+        self._checked = Checked()
         self._listed: frozenset[str] = frozenset()
         self._listed_at = float("-inf")
 
@@ -131,7 +132,7 @@ class Catalog:
             if found is None and name in self._known():
                 if len(self._topics) >= READERS_MAX:
                     del self._topics[next(iter(self._topics))]
-                found = self._topics[name] = Topic(name, partition_path(self._data, name, PARTITION))
+                found = self._topics[name] = Topic(name, partition_path(self._data, name, PARTITION), self._checked)
             return found
 
     def _known(self) -> frozenset[str]:

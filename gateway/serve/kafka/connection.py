@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import socket
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from typing import Any, Protocol, cast
 
-from gateway.serve.kafka import wire
+from gateway.kafka import wire
 from gateway.serve.kafka.fetch import Piece, close
 from gateway.serve.kafka.slices import Slice
 from gateway.serve.kafka.waiting import Disk
@@ -67,8 +68,9 @@ class Host(Protocol):
 class Connection(asyncio.Protocol):
     """From accept to close. Closed for what the peer does wrong, with one line in the log that says what."""
 
-    def __init__(self, host: Host) -> None:
+    def __init__(self, host: Host, accepted: socket.socket) -> None:
         self._host = host
+        self._socket = accepted  # the transport's
         self._limits = host.limits
         self._buffer = bytearray()
         self._frames: deque[tuple[bytes, int]] = deque()  # and what was reserved for each
@@ -218,6 +220,9 @@ class Connection(asyncio.Protocol):
             finally:
                 del frame
                 self._host.release(reserved)
+            if self._busy == 1 and not isinstance(response, Awaitable):  # nothing is before it
+                await self._deliver(response)
+                continue
             try:
                 await responses.put(response)
             except asyncio.CancelledError:
@@ -230,12 +235,16 @@ class Connection(asyncio.Protocol):
         while True:
             response = await responses.get()
             pieces = await response if isinstance(response, Awaitable) else response
-            if pieces is not None:
-                await self._send(pieces)
-            self._busy -= 1
+            await self._deliver(pieces)
             responses.task_done()
-            if self._closing and not self._busy:
-                self._close()
+
+    async def _deliver(self, pieces: Pieces) -> None:
+        """The answer to the oldest request that has none."""
+        if pieces is not None:
+            await self._send(pieces)
+        self._busy -= 1
+        if self._closing and not self._busy:
+            self._close()
 
     async def _guarded(self, work: Coroutine[Any, Any, None]) -> None:
         """Whatever ends it ends the connection, with one line in the log."""
@@ -302,8 +311,11 @@ class Connection(asyncio.Protocol):
         """Raises TimeoutError when the client does not take it in time. The files of the pieces are closed."""
         started = time.monotonic()
         try:
+            rest = self._send_at_once(await self._small_ones_read(pieces))
+            if not rest:
+                return
             async with asyncio.timeout(self._limits.transfer_timeout_s):
-                for piece in await self._small_ones_read(pieces):
+                for piece in rest:
                     await self._send_piece(piece)
                 await self._writable.wait()
         except TimeoutError:
@@ -312,6 +324,34 @@ class Connection(asyncio.Protocol):
             raise TimeoutError(f"it did not take a response within {waited_s:.0f} s") from None
         finally:
             close(piece for piece in pieces if isinstance(piece, Slice))
+
+    def _send_at_once(self, pieces: Sequence[Piece]) -> Sequence[Piece]:
+        """As much as the socket takes, which as a rule is all, past the transport, which is empty. What is left.
+
+        What stands before the records leaves together with their beginning: the client is not woken for it alone.
+        """
+        if self.tls or self._open_transport().get_write_buffer_size():
+            return pieces
+        for number, piece in enumerate(pieces):
+            length = piece.length if isinstance(piece, Slice) else len(piece)
+            sent = self._send_some(piece, is_last=number == len(pieces) - 1)
+            self._host.count("bytes_sent", sent)
+            if sent < length:
+                if not isinstance(piece, Slice):
+                    return [piece[sent:], *pieces[number + 1 :]]
+                return [piece._replace(position=piece.position + sent, length=length - sent), *pieces[number + 1 :]]
+        return ()
+
+    def _send_some(self, piece: Piece, *, is_last: bool) -> int:
+        try:
+            if not isinstance(piece, Slice):
+                return self._socket.send(piece, 0 if is_last else socket.MSG_MORE)
+            sent = os.sendfile(self._socket.fileno(), piece.file.fileno(), piece.position, piece.length)
+            if is_last and sent == piece.length:
+                self._push()
+            return sent
+        except BlockingIOError:
+            return 0
 
     async def _small_ones_read(self, pieces: Sequence[Piece]) -> list[Piece]:
         """What is small goes together in one write, and one packet."""
@@ -344,20 +384,23 @@ class Connection(asyncio.Protocol):
             self._host.count("bytes_sent", piece.length)
         await self._writable.wait()
 
+    def _push(self) -> None:
+        """The last bytes of a sendfile may stay in the kernel, which expects more of them, for tens of milliseconds.
+
+        Setting TCP_NODELAY, again, sends them (tcp(7)).
+        """
+        self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+
     def _open_transport(self) -> asyncio.Transport:
         if self._transport is None or self._transport.is_closing():
             raise ConnectionAbortedError("the client closed the connection")
         return self._transport
 
     async def _send_file(self, transport: asyncio.Transport, piece: Slice) -> None:
-        """From the page cache to the socket, by sendfile(2).
-
-        The last bytes of a sendfile that met a full socket may stay in the kernel, which expects more of them, for
-        tens of milliseconds: setting TCP_NODELAY, again, sends them (tcp(7)).
-        """
+        """From the page cache to the socket, by sendfile(2)."""
         loop = asyncio.get_running_loop()
         sent = await loop.sendfile(transport, piece.file, piece.position, piece.length, fallback=False)
-        transport.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self._push()
         if sent != piece.length:
             raise OSError(f"the file ended after {sent} of {piece.length} bytes")
 

@@ -12,7 +12,8 @@ from typing import Any
 
 from kio.schema.errors import ErrorCode
 
-from gateway.serve.kafka import groups, wire
+from gateway.kafka import wire
+from gateway.serve.kafka import groups
 from gateway.serve.kafka.catalog import PARTITION, Catalog
 from gateway.serve.kafka.commits import COMMITS_MAX, METADATA_BYTES_MAX, Commit, Committer, Fact, fact_of
 from gateway.serve.kafka.groups import Group, Join, Joined, Protocol

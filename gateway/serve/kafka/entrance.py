@@ -31,7 +31,11 @@ class Entrance:
     """Listens at one address, and hands over what comes in."""
 
     def __init__(
-        self, host: Host, protocol: Callable[[], asyncio.BaseProtocol], tls: ssl.SSLContext | None, timeout_s: float
+        self,
+        host: Host,
+        protocol: Callable[[socket.socket], asyncio.BaseProtocol],
+        tls: ssl.SSLContext | None,
+        timeout_s: float,
     ) -> None:
         self._host = host
         self._protocol = protocol
@@ -93,7 +97,7 @@ class Entrance:
                 self._host.count("refused")
                 accepted.close()
                 continue
-            connection = self._protocol()
+            connection = self._protocol(accepted)
             self._at_the_door.add(connection)
             peer = f"{address[0]}:{address[1]}"
             entering = loop.create_task(self._enter(connection, accepted, peer), name="kafka-enter")

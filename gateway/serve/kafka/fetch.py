@@ -11,11 +11,12 @@ from __future__ import annotations
 import struct
 import time
 from collections.abc import Iterable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 from kio.schema.errors import ErrorCode
 
-from gateway.serve.kafka import wire
+from gateway.kafka import wire
+from gateway.serve.kafka.ahead import Ahead, Found, Wanted
 from gateway.serve.kafka.catalog import PARTITION, Catalog
 from gateway.serve.kafka.slices import Slice
 from gateway.serve.kafka.waiting import Disk, Waiter, Waiting
@@ -33,28 +34,6 @@ _PARTITION = struct.Struct(">ihqq")
 Piece = bytes | Slice
 
 
-class Wanted(NamedTuple):
-    """One partition of a request."""
-
-    topic: str
-    partition: int
-    offset: int
-    bytes_max: int
-
-
-class Found(NamedTuple):
-    """What there is for it."""
-
-    error: int = 0
-    log_start: int = -1
-    high_watermark: int = -1
-    records: Slice | None = None
-
-    @property
-    def length(self) -> int:
-        return self.records.length if self.records is not None else 0
-
-
 class Fetcher:
     """Answers Fetch requests. `answer` runs on the event loop; the disk is read on its threads."""
 
@@ -62,6 +41,7 @@ class Fetcher:
         self._catalog = catalog
         self._waiting = waiting
         self._disk = disk
+        self._ahead = Ahead(lambda wanted: self._find(wanted, wanted.bytes_max), disk)
 
     async def answer(self, header: wire.Header, request: Any) -> list[Piece]:
         """The pieces of the response. Their files are open: `close` them, whatever happens to the client."""
@@ -72,12 +52,14 @@ class Fetcher:
         deadline = time.monotonic() + min(max(wire.milliseconds(request.max_wait), 0) / 1_000, WAIT_MAX_S)
         budget = min(max(request.max_bytes, 0), RESPONSE_BYTES_MAX)
         found = [Found()] * len(wanted)
-        changed: Iterable[int] = range(len(wanted))
-        waiter = Waiter({})
+        waiter: Waiter | None = None
         try:
+            changed = await self._take_ahead(wanted, found, budget)
             while True:
-                await self._disk.run(self._look, wanted, found, changed, budget)
+                if changed:
+                    await self._disk.run(self._look, wanted, found, changed, budget)
                 if _is_enough(found, min(request.min_bytes, budget)) or time.monotonic() >= deadline:
+                    self._look_ahead(wanted, found)
                     return _response(header, 0, wanted, found)
                 waiter = _waiter(wanted, found, waiter)
                 await self._waiting.wait(waiter, deadline)
@@ -85,6 +67,34 @@ class Fetcher:
         except BaseException:
             close(one.records for one in found if one.records is not None)
             raise
+
+    def stop(self) -> None:
+        """Nobody is answered any more."""
+        self._ahead.stop()
+
+    async def _take_ahead(self, wanted: Sequence[Wanted], found: list[Found], budget: int) -> list[int]:
+        """Take what is there already, as far as it fits. Which partitions remain to be looked up."""
+        remaining = list(range(len(wanted)))
+        if not len(self._ahead):
+            return remaining
+        total = 0
+        for index in tuple(remaining):
+            there = await self._ahead.take(wanted[index])
+            if there is None:
+                continue
+            if total and total + there.length > budget:
+                there.close()
+                continue
+            found[index] = there
+            total += there.length
+            remaining.remove(index)
+        return remaining
+
+    def _look_ahead(self, wanted: Sequence[Wanted], found: Sequence[Found]) -> None:
+        """Where a consumer goes on from one fetch to the next, look the following one up."""
+        for one, there in zip(wanted, found, strict=True):
+            if there.goes_on is not None and there.records is not None and there.records.follows:
+                self._ahead.begin(one._replace(offset=there.goes_on))
 
     def _look(self, wanted: Sequence[Wanted], found: list[Found], changed: Iterable[int], budget: int) -> None:
         """Look those partitions up, on a thread that may read the disk. At least one record gets through."""
@@ -110,10 +120,11 @@ class Fetcher:
         return Found(0, start, end, records)
 
 
-def _waiter(wanted: Sequence[Wanted], found: Sequence[Found], before: Waiter) -> Waiter:
+def _waiter(wanted: Sequence[Wanted], found: Sequence[Found], before: Waiter | None) -> Waiter:
     """One that is woken by what is beyond all that was seen."""
     ends = {one.topic: there.high_watermark for one, there in zip(wanted, found, strict=True)}
-    return Waiter({topic: max(end, before.ends.get(topic, -1)) for topic, end in ends.items()})
+    known = before.ends if before is not None else {}
+    return Waiter({topic: max(end, known.get(topic, -1)) for topic, end in ends.items()})
 
 
 def close(slices: Iterable[Slice]) -> None:

@@ -1,7 +1,8 @@
 """Produce and InitProducerId: records of Kafka clients go the way of every other source's, and keep its promises.
 
 Acknowledged, whatever `acks` says (0 apart, which wants no answer), when they are on disk. A record's time is the
-gateway's receive time; the producer's own is kept in the header `source_time` (ns). Batches come uncompressed.
+gateway's receive time; the producer's own is kept in the header `source_time` (ns). What comes compressed
+is recorded as it is without.
 Where the configuration does not name the stream in `[kafka] produce`, TOPIC_AUTHORIZATION_FAILED is the answer.
 Source: Apache Kafka, ProduceRequest.json; DefaultRecordBatch.java for the fields of a batch's header.
 """
@@ -22,9 +23,11 @@ from gateway_native import ring as native_ring
 from kio.schema.errors import ErrorCode
 
 from gateway.clock import NS_PER_MS
-from gateway.serve.kafka import wire
+from gateway.kafka import wire
+from gateway.log.compression import CodecMissing, TooLarge, expanded
 from gateway.serve.kafka.catalog import PARTITION
 from gateway.serve.kafka.producers import Outcome, Position, StreamProducers, Verdict
+from gateway.serve.kafka.waiting import Disk
 
 # Producer ids are given out in blocks, of which the journal keeps the end.
 PRODUCER_IDS_BLOCK = 1_000
@@ -77,14 +80,25 @@ class Refused(Exception):
 class Intake:
     """What is produced, on its way through the ring. On the endpoint's event loop."""
 
-    def __init__(self, ring: native_ring.Ring, partitions: Mapping[str, int], record_bytes_max: int) -> None:
-        """partitions: by stream, those that may be produced to."""
+    def __init__(
+        self,
+        ring: native_ring.Ring,
+        partitions: Mapping[str, int],
+        disk: Disk,
+        *,
+        record_bytes_max: int,
+        batch_bytes_max: int,
+    ) -> None:
+        """partitions: by stream, those that may be produced to. batch_bytes_max: of a compressed batch, expanded."""
         self._ring = ring
         self._partitions = partitions
         self._record_bytes_max = min(record_bytes_max, ring.largest_record)
         self._producers: Mapping[str, StreamProducers] = {name: StreamProducers() for name in partitions}
         self._waiting: list[Waits] = []
         self._turn = asyncio.Lock()  # a batch's records follow each other in the ring
+        self._disk = disk
+        self._batch_bytes_max = batch_bytes_max
+        self._expanding = asyncio.Lock()  # what a compressed batch holds takes memory: one at a time
         self._moved = asyncio.Event()
         self._mark = 0
         self.paused = False
@@ -111,12 +125,20 @@ class Intake:
     async def _begin(self, stream: str, partition: int, records: bytes | None) -> Awaitable[Outcome] | Refused:
         try:
             index = self._allowed(stream, partition)
-            taken = _take(records)
-            self._check_sizes(taken)
-            async with self._turn:
-                return await self._put(stream, index, taken)
+            checked = _check(records)
+            if not _is_compressed(checked):
+                return await self._put_in_turn(stream, index, checked)
+            async with self._expanding:
+                plain = await self._disk.run(_expand, checked, self._batch_bytes_max)
+                return await self._put_in_turn(stream, index, plain)
         except Refused as refused:
             return refused
+
+    async def _put_in_turn(self, stream: str, index: int, data: bytes) -> Awaitable[Outcome]:
+        taken = _take(data)
+        self._check_sizes(taken)
+        async with self._turn:
+            return await self._put(stream, index, taken)
 
     def _allowed(self, stream: str, partition: int) -> int:
         index = self._partitions.get(stream)
@@ -243,24 +265,43 @@ def _settled(known: asyncio.Future[Outcome] | Outcome) -> Awaitable[Outcome]:
     return future
 
 
-def _take(records: bytes | None) -> Taken:
-    """One sound, uncompressed batch without a transaction. Raises Refused."""
+def _check(records: bytes | None) -> bytes:
+    """The batch as it would be here, if it is one, sound as far as the CRC says. Raises Refused."""
     if not records or len(records) < batch.HEADER_BYTES or records[16] != batch.MAGIC:
         raise Refused(ErrorCode.unsupported_for_message_format, "Only record batches of version 2 are taken.")
     (attributes,) = _ATTRIBUTES.unpack_from(records, _ATTRIBUTES_AT)
-    if attributes & _CODEC:
-        raise Refused(
-            ErrorCode.unsupported_compression_type,
-            "Compressed batches are not taken; set compression.type to none at the producer.",
-        )
     if attributes & (_TRANSACTIONAL | _CONTROL):
         raise Refused(ErrorCode.invalid_txn_state, "There are no transactions here.")
     # The leader epoch is not the producer's to say, and not under the CRC; ours is 0.
     data = records[:12] + bytes(4) + records[16:]
-    found, end, *_ = batch.scan(data, expected_offset=0, check_records=True)
+    found, end, *_ = batch.scan(data, expected_offset=0)
     if len(found) != 1 or end != len(data):
         raise Refused(ErrorCode.corrupt_message, "There is not exactly one sound batch, with the base offset 0.")
-    producer_id, epoch, sequence = _PRODUCER.unpack_from(records, _PRODUCER_AT)
+    return data
+
+
+def _is_compressed(data: bytes) -> bool:
+    return bool(_ATTRIBUTES.unpack_from(data, _ATTRIBUTES_AT)[0] & _CODEC)
+
+
+def _expand(data: bytes, bytes_max: int) -> bytes:
+    """The same without compression; on a thread, as it takes its time. Raises Refused."""
+    try:
+        return expanded(data, bytes_max=bytes_max)
+    except CodecMissing as error:
+        raise Refused(ErrorCode.unsupported_compression_type, f"It is not recorded: {error}.") from None
+    except TooLarge as error:
+        raise Refused(ErrorCode.message_too_large, f"It is not recorded: {error}.") from None
+    except batch.BatchError as error:
+        raise Refused(ErrorCode.corrupt_message, f"It is not recorded: {error}.") from None
+
+
+def _take(data: bytes) -> Taken:
+    """The records of a sound batch without compression. Raises Refused."""
+    found, *_ = batch.scan(data, expected_offset=0, check_records=True)
+    if len(found) != 1:
+        raise Refused(ErrorCode.corrupt_message, "A record of the batch is not sound, although its checksum is right.")
+    producer_id, epoch, sequence = _PRODUCER.unpack_from(data, _PRODUCER_AT)
     position = Position(producer_id, epoch, sequence) if producer_id >= 0 else None
     if position is not None and (epoch < 0 or sequence < 0):
         raise Refused(ErrorCode.invalid_record, "An idempotent producer's batch has an epoch and a sequence number.")

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from kio.schema.errors import ErrorCode
 
-from gateway.serve.kafka import sasl, wire
+from gateway.kafka import wire
+from gateway.serve.kafka import sasl
 from gateway.serve.kafka.catalog import PARTITION, Topic
 from gateway.serve.kafka.fetch import Piece
 from gateway.serve.kafka.users import Users
@@ -86,12 +87,14 @@ class Requests:
         everything = asked is None or (header.version == 0 and not asked)
         names = await self._server.disk.run(self._server.catalog.names)
         known = set(names)
-        wanted = names if everything else [topic.name for topic in asked]
+        topics = (
+            [_topic(name, known=True) for name in names] if everything else [_asked(topic, known) for topic in asked]
+        )
         return {
             "brokers": [self._node],
             "cluster_id": self._server.cluster_id,
             "controller_id": NODE_ID,
-            "topics": [_topic(name, known=name in known) for name in wanted],
+            "topics": topics,
         }
 
     async def _find_coordinator(self, header: wire.Header, request: Any) -> Values:
@@ -136,7 +139,7 @@ class Requests:
         if self._users is None:
             return ()
         private = self._connection.tls or self._server.config.is_local
-        return (sasl.SCRAM, sasl.PLAIN) if private else (sasl.SCRAM,)
+        return (wire.SCRAM_SHA_256, wire.PLAIN) if private else (wire.SCRAM_SHA_256,)
 
     async def _sasl_handshake(self, header: wire.Header, request: Any) -> Values:
         offered = self._mechanisms
@@ -173,6 +176,13 @@ class Requests:
 
 async def _later(header: wire.Header, values: Awaitable[Values]) -> Sequence[Piece]:
     return [wire.response(header, await values)]
+
+
+def _asked(topic: Any, known: set[str]) -> Values:
+    if topic.name is None:
+        # By an id: none of ours has one. Kafka's broker answers so, too.
+        return {**_topic("", known=False), "error_code": ErrorCode.unknown_topic_id, "topic_id": topic.topic_id}
+    return _topic(topic.name, known=topic.name in known)
 
 
 def _topic(name: str, *, known: bool) -> Values:

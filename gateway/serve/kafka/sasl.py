@@ -13,9 +13,9 @@ import hmac
 import secrets
 from typing import Protocol
 
+from gateway.kafka import wire
 from gateway.serve.kafka.users import Credentials, Users
 
-PLAIN, SCRAM = "PLAIN", "SCRAM-SHA-256"
 MESSAGE_BYTES_MAX = 8_192
 _NONCE_BYTES = 18
 
@@ -37,7 +37,7 @@ class Exchange(Protocol):
 
 def begin(mechanism: str, users: Users) -> Exchange:
     """An attempt by one of the two."""
-    return PlainExchange(users) if mechanism == PLAIN else ScramExchange(users)
+    return PlainExchange(users) if mechanism == wire.PLAIN else ScramExchange(users)
 
 
 class PlainExchange:

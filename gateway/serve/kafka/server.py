@@ -24,8 +24,8 @@ from gateway.errors import FormatError, SourceError
 from gateway.ingest import limits as machine_limits
 from gateway.ingest.engine import Engine
 from gateway.ingest.source import SourceContext
+from gateway.kafka import wire
 from gateway.log.layout import read_meta
-from gateway.serve.kafka import wire
 from gateway.serve.kafka.catalog import Catalog
 from gateway.serve.kafka.commits import Committer, Journal
 from gateway.serve.kafka.connection import Connection, Response
@@ -99,7 +99,13 @@ class Server:
         self._logger = context.logger
         self._ring = engine.ring(RING, machine_limits.kafka_ring_bytes(context.config))
         partitions = {name: engine.partition(name) for name in config.produce}
-        self.intake = Intake(self._ring, partitions, context.config.limits.record_bytes_max)
+        self.intake = Intake(
+            self._ring,
+            partitions,
+            self.disk,
+            record_bytes_max=context.config.limits.record_bytes_max,
+            batch_bytes_max=config.max_request_bytes,
+        )
         self.produce = ProduceRequests(self.intake, self.coordinator.new_producer_ids, allowed=bool(config.produce))
         self._producer_log = ProducerLog(data, config.produce)
         self._checkpoints: asyncio.Task[None] | None = None
@@ -124,7 +130,7 @@ class Server:
         if self.config.produce:
             self.intake.restore(await self.disk.run(self._producer_log.restore))
             self._checkpoints = loop.create_task(self._checkpoint(), name="kafka-producers")
-        self._entrance = Entrance(self, lambda: Connection(self), tls, self.limits.connect_timeout_s)
+        self._entrance = Entrance(self, lambda accepted: Connection(self, accepted), tls, self.limits.connect_timeout_s)
         await self._entrance.open(self.config.host, self.config.port)
         loop.add_reader(self._ring.event_fd, self._committed)
         self._ring.set_ack_interest(True)
@@ -177,6 +183,7 @@ class Server:
             self._ring.set_ack_interest(False)
             asyncio.get_running_loop().remove_reader(self._ring.event_fd)
         self.waiting.stop()
+        self.fetcher.stop()
         await self.produce.stop()
         await self.coordinator.stop()
         if self._checkpoints is not None:

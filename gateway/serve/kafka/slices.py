@@ -2,7 +2,8 @@
 
 The bytes on disk are what Kafka sends over the wire, so a fetch is a place in a file. Before it is handed out each
 batch's CRC-32C is checked: a client that meets a bad one stops for ever at it, whereas what is left out here it takes
-for records that were compacted away. What is damaged is reported once, and passed over.
+for records that were compacted away. What is damaged is reported once, and passed over. Consumers that read the same
+after each other cost one check, not one each.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import logging
 import os
 import threading
+import time
 from collections.abc import Iterable
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
@@ -26,6 +28,10 @@ logger = logging.getLogger("gateway.kafka")
 HINTS_MAX = 256
 # What is looked at in one piece; consumers ask for as much, 1 MiB, by default.
 BUFFER_BYTES = 2**20
+# Runs of batches that were checked lately: of all topics together, and for so long. A disk that goes bad later is found
+# by the next check, or by `gateway verify`.
+CHECKED_MAX = 4_096
+CHECKED_AGE_S = 600.0
 # Damaged places that are remembered, so as to be reported once.
 REPORTED_MAX = 1_024
 
@@ -39,6 +45,10 @@ class Slice(NamedTuple):
     file: BinaryIO
     position: int
     length: int
+    next_offset: int
+    """What comes behind it."""
+    follows: bool
+    """It begins where another one ended: somebody reads on."""
 
 
 class _Run(NamedTuple):
@@ -49,11 +59,36 @@ class _Run(NamedTuple):
     next_offset: int
 
 
+class Checked:
+    """Where runs end that were found sound, by segment, position and the most bytes they may have. For any thread."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._runs: dict[tuple[Path, int, int], tuple[_Run, float]] = {}
+
+    def find(self, segment: Path, position: int, bytes_max: int) -> _Run | None:
+        """The run that was checked there, unless that is long ago."""
+        with self._lock:
+            run, until = self._runs.get((segment, position, bytes_max), (None, 0.0))
+            return run if time.monotonic() < until else None
+
+    def add(self, segment: Path, bytes_max: int, run: _Run) -> None:
+        """It is sound, and no more fits into so many bytes, whatever is written behind it."""
+        key = (segment, run.position, bytes_max)
+        with self._lock:
+            self._runs.pop(key, None)
+            if len(self._runs) >= CHECKED_MAX:
+                del self._runs[next(iter(self._runs))]
+            self._runs[key] = run, time.monotonic() + CHECKED_AGE_S
+
+
 class Slices:
     """Looks places up in one partition. Not for two threads at a time."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, checked: Checked | None = None) -> None:
+        """checked: what is shared with other partitions."""
         self._directory = directory
+        self._checked = checked if checked is not None else Checked()
         # By offset: base offset of its segment, position, and the offset behind the segment if that is sealed.
         self._hints: dict[int, tuple[int, int, int]] = {}
         self._reported: set[tuple[Path, int]] = set()
@@ -88,25 +123,32 @@ class Slices:
         is_active = base == limit.segment_base
         if base < 0 or not (is_active or offset_max):
             return None
+        path = self._directory / segment_name(base)
         try:
-            file = (self._directory / segment_name(base)).open("rb", buffering=0)
+            file = path.open("rb", buffering=0)
         except FileNotFoundError:
             return None
-        end = limit.position if is_active else os.fstat(file.fileno()).st_size
-        run = _quick(file, position, end, offset, offset, bytes_max, limit.offset if is_active else offset_max)
+        run = self._checked.find(path, position, bytes_max)
         if run is None:
-            file.close()
-            return None
-        return self._slice(file, run, limit, base, offset_max)
+            end = limit.position if is_active else os.fstat(file.fileno()).st_size
+            run = _quick(file, position, end, offset, offset, bytes_max, limit.offset if is_active else offset_max)
+            if run is None:
+                file.close()
+                return None
+            if end - position >= bytes_max:
+                self._checked.add(path, bytes_max, run)
+        return self._slice(file, run, limit, base, offset_max, follows=True)
 
-    def _slice(self, file: BinaryIO, run: _Run, limit: Limit, base: int, offset_max: int) -> Slice:
+    def _slice(
+        self, file: BinaryIO, run: _Run, limit: Limit, base: int, offset_max: int, *, follows: bool = False
+    ) -> Slice:
         """What was found. Whoever reads on will ask for what follows it."""
         self._hints.pop(run.next_offset, None)
         if len(self._hints) >= HINTS_MAX:
             del self._hints[next(iter(self._hints))]
         # Where a segment ends is known when it is sealed.
         self._hints[run.next_offset] = (base, run.end, 0 if base == limit.segment_base else offset_max)
-        return Slice(file, run.position, run.end - run.position)
+        return Slice(file, run.position, run.end - run.position, run.next_offset, follows)
 
     def _run(self, place: Place, offset: int, bytes_max: int) -> _Run | None:
         """The wanted batches behind `place`, up to the first damage; damage before the first of them is passed over."""

@@ -16,9 +16,8 @@ import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from gateway.errors import ConfigError
+from gateway.user_files import read_users
 
-FILE_BYTES_MAX = 16 * 2**20
 USERS_MAX = 100_000
 NAME_BYTES_MAX = 1_024
 # RFC 7677 asks for 4,096 at least; more than the maximum would let one attempt take a second.
@@ -111,35 +110,12 @@ def check_name(name: str) -> None:
 
 
 def _read(path: Path) -> dict[str, Credentials]:
-    known: dict[str, Credentials] = {}
-    for number, line in enumerate(_lines(path), 1):
-        if not line.strip() or line.startswith("#"):
-            continue
-        name, _, text = line.rstrip().partition(":")
-        if name in known:
-            raise ConfigError(f"{path}:{number}: this user name stands in an earlier line, too; keep one of them.")
-        try:
-            check_name(name)
-            known[name] = Credentials.parse(text)
-        except ValueError as error:
-            raise ConfigError(f"{path}:{number}: {error}.") from None
-        if len(known) > USERS_MAX:
-            raise ConfigError(f"{path}: has more than {USERS_MAX} users, which is the limit.")
-    return known
+    return read_users(path, _parse, users_max=USERS_MAX)
 
 
-def _lines(path: Path) -> list[str]:
-    try:
-        with path.open("rb") as file:
-            raw = file.read(FILE_BYTES_MAX + 1)
-        text = raw.decode()
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be read: {error.strerror or error}.") from None
-    except UnicodeDecodeError:
-        raise ConfigError(f"{path}: is not UTF-8 text.") from None
-    if len(raw) > FILE_BYTES_MAX:
-        raise ConfigError(f"{path}: is larger than {FILE_BYTES_MAX} bytes, which is the limit.")
-    return text.splitlines()
+def _parse(name: str, text: str | None) -> Credentials:
+    check_name(name)
+    return Credentials.parse(text or "")
 
 
 def _hmac(key: bytes, text: bytes) -> bytes:

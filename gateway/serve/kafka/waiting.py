@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import ParamSpec, Protocol, TypeVar
 
 Arguments = ParamSpec("Arguments")
@@ -27,6 +27,12 @@ class Disk:
     def __init__(self) -> None:
         self._threads = ThreadPoolExecutor(DISK_THREADS, thread_name_prefix="gateway-kafka-disk")
 
+    def submit(
+        self, call: Callable[Arguments, Result], *arguments: Arguments.args, **named: Arguments.kwargs
+    ) -> Future[Result]:
+        """Begin it; nobody waits yet."""
+        return self._threads.submit(call, *arguments, **named)
+
     async def run(
         self, call: Callable[Arguments, Result], *arguments: Arguments.args, **named: Arguments.kwargs
     ) -> Result:
@@ -34,7 +40,7 @@ class Disk:
 
         What it opened can be closed then, as nothing else happens to it.
         """
-        future = self._threads.submit(call, *arguments, **named)
+        future = self.submit(call, *arguments, **named)
         waiting = asyncio.wrap_future(future)
         try:
             return await asyncio.shield(waiting)
@@ -117,7 +123,7 @@ class Waiting:
     def commit(self) -> None:
         """On the event loop: streams may have grown."""
         if self._waiters and self._sweeping is None:
-            delay = max(SWEEP_INTERVAL_S, self._next_sweep - time.monotonic())
+            delay = max(0.0, self._next_sweep - time.monotonic())
             self._sweeping = asyncio.get_running_loop().call_later(delay, self._sweep)
 
     def stop(self) -> None:
@@ -136,7 +142,7 @@ class Waiting:
         for waiter in self._waiters:
             self._look(waiter, known)
         ended = time.monotonic()
-        self._next_sweep = ended + (ended - started) * (SWEEP_SHARE - 1)
+        self._next_sweep = ended + max(SWEEP_INTERVAL_S, (ended - started) * (SWEEP_SHARE - 1))
 
     def _look(self, waiter: Waiter, known: dict[str, int | None]) -> None:
         for topic, end in tuple(waiter.ends.items()):

@@ -1,4 +1,4 @@
-"""Kafka's framing: request headers, schemas by API and version, errors. No I/O.
+"""Kafka's framing, for both sides: request headers, schemas by API and version, errors. No I/O.
 
 Source: Apache Kafka, clients/src/main/resources/common/message/{RequestHeader,ResponseHeader}.json, and KIP-482 on
 flexible versions. Schemas of bodies are kio's, one dataclass for each version.
@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import io
 import struct
-import types
 import typing
 from collections.abc import Callable, Mapping
 from datetime import timedelta
@@ -22,17 +21,24 @@ from kio.serial import entity_reader, entity_writer
 from kio.serial.errors import SerialError
 from kio.static.constants import EntityType
 
+from gateway.kafka.lengths import check_lengths, is_union
+
 _HEADER = struct.Struct(">hhih")
 _INT32 = struct.Struct(">i")
 # A client's name is for logs and group members alone.
 CLIENT_ID_BYTES_MAX = 255
 # Tagged fields of a request header: none is known, so hardly any are expected.
 TAGS_MAX = 16
+# Of what a broker answers: all partitions of a large cluster.
+RESPONSE_ELEMENTS_MAX = 10_000_000
 
 PRODUCE, FETCH, LIST_OFFSETS, METADATA = 0, 1, 2, 3
 OFFSET_COMMIT, OFFSET_FETCH, FIND_COORDINATOR, JOIN_GROUP = 8, 9, 10, 11
 HEARTBEAT, LEAVE_GROUP, SYNC_GROUP = 12, 13, 14
 SASL_HANDSHAKE, API_VERSIONS, INIT_PRODUCER_ID, SASL_AUTHENTICATE = 17, 18, 22, 36
+
+# SASL mechanisms that are spoken here.
+PLAIN, SCRAM_SHA_256 = "PLAIN", "SCRAM-SHA-256"
 
 # Fetch ends at 12, the last version that names topics by their names and not by ids. Produce 9 is the first flexible
 # one; 10 and later tell clients of other leaders, of which there are none. After SaslHandshake 0 tokens come without
@@ -140,6 +146,7 @@ def parse_body(header: Header, frame: bytes) -> Any:
     Bytes behind it are ignored, as Kafka's brokers do: librdkafka 2.16 sends some behind Metadata 12.
     """
     try:
+        check_lengths(_schema(header.api_key, header.version, EntityType.request), frame, header.body_start)
         body, _ = _reader(header.api_key, header.version)(frame, header.body_start)
     except (SerialError, ValueError, OverflowError, LookupError) as error:
         raise ProtocolError(
@@ -183,8 +190,10 @@ def parse_response(api_key: int, version: int, correlation_id: int, frame: bytes
     start = 4
     if is_flexible(api_key, version) and api_key != API_VERSIONS:
         start = _skip_tags(frame, start)
+    schema = _schema(api_key, version, EntityType.response)
     try:
-        body, _ = entity_reader(_schema(api_key, version, EntityType.response))(frame, start)
+        check_lengths(schema, frame, start, elements_max=RESPONSE_ELEMENTS_MAX)
+        body, _ = entity_reader(schema)(frame, start)
     except (SerialError, ValueError, OverflowError, LookupError) as error:
         raise ProtocolError(f"the answer to API {api_key} version {version} cannot be read: {error}") from None
     return body
@@ -237,7 +246,7 @@ def _fields(schema: Any) -> tuple[tuple[str, Any, bool], ...]:
 
 def _element(hint: Any) -> Any:
     """The structure that an array holds; None for anything else."""
-    if isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union:
+    if is_union(hint):
         hint = next(part for part in typing.get_args(hint) if part is not type(None))
     if typing.get_origin(hint) is not tuple:
         return None

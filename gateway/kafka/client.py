@@ -19,7 +19,7 @@ from datetime import timedelta
 from typing import Any, NamedTuple
 
 from gateway.errors import GatewayError
-from gateway.serve.kafka import sasl, wire
+from gateway.kafka import wire
 
 CLIENT_ID = "gateway"
 TIMEOUT_S = 30.0
@@ -117,13 +117,13 @@ class _Connection:
 
     def _log_in(self, username: str, password: str, *, private: bool) -> None:
         """By SCRAM-SHA-256 where it is offered; PLAIN only where nobody else can read it."""
-        offered = self.call(wire.SASL_HANDSHAKE, 1, mechanism=sasl.SCRAM)
+        offered = self.call(wire.SASL_HANDSHAKE, 1, mechanism=wire.SCRAM_SHA_256)
         if not offered.error_code:
             self._scram(username, password)
             return
-        if sasl.PLAIN not in offered.mechanisms or not private:
+        if wire.PLAIN not in offered.mechanisms or not private:
             raise KafkaError(f"{self.name} offers no login that keeps the password; it has {offered.mechanisms}.")
-        self.call(wire.SASL_HANDSHAKE, 1, mechanism=sasl.PLAIN)
+        self.call(wire.SASL_HANDSHAKE, 1, mechanism=wire.PLAIN)
         self._step(f"\0{username}\0{password}".encode())
 
     def _scram(self, username: str, password: str) -> None:
