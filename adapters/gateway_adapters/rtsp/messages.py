@@ -16,8 +16,8 @@ from gateway_adapters.rtsp.failures import RemoteFault, shown
 HEAD_BYTES_MAX = 16_384
 BODY_BYTES_MAX = 65_536
 HEADERS_MAX = 100
-# Frames that came before the reply to PLAY and are kept for the depacketizer.
-FRAMES_BYTES_MAX = 2**20
+# Frames that came before the reply to PLAY and are kept for the depacketizer, which takes twice as much.
+FRAMES_BYTES_MAX = 2**19
 
 _STATUS_LINE = re.compile(r"RTSP/1\.[0-9] +([1-5][0-9][0-9])(?: +(.*))?")
 _REQUEST_LINE = re.compile(r"([A-Z_]{1,32}) +(\S+) +RTSP/1\.[0-9]")
@@ -111,6 +111,11 @@ class MessageParser:
         body = bytes(buffer[end.end() : end.end() + length])
         del buffer[: end.end() + length]
         return _message(first, headers, body)
+
+    @property
+    def held_bytes(self) -> int:
+        """What it keeps of what it was fed."""
+        return len(self._buffer) + len(self._frames)
 
     def take_rest(self) -> bytes:
         """All that is left: frames, and bytes after the last message."""
