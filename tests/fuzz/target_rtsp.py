@@ -1,8 +1,8 @@
 """What is fuzzed: an RTSP client that gets arbitrary bytes for replies, once as they are and once in pieces.
 
-The first bytes of an input choose what is asked, with whose name, how often the rest is said, and cuts; the rest is what
-the camera says. Whatever it is: only Failure (of which RemoteFault is one) and Redirected come of it, the password is in
-neither, memory stays bounded, pieces change nothing, and a camera that plays is one that the depacketizer takes.
+The first bytes of an input choose what is asked, with whose name, how often the rest is said, and cuts; the rest is
+what the camera says. Whatever it is: only Failure (of which RemoteFault is one) and Redirected come of it, the password
+is in neither, memory stays bounded, pieces change nothing, and a camera that plays is one that the depacketizer takes.
 """
 
 from __future__ import annotations

@@ -157,6 +157,7 @@ class NativeCamera:
             self._credentials,
             self._config.open_timeout_ns / NS_PER_S,
             names=thread.names,
+            handshakes=thread.handshakes,
             on_redirect=lambda url: self._logger.info("camera redirects", extra=self._health.fields(to=url)),
         )
 
