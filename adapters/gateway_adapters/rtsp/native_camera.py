@@ -189,7 +189,8 @@ class NativeCamera:
             self._say_away(self._away_since_ns)
             self._away_since_ns = 0
             width, height = self._size
-            self._health.recording(codec=self._codec, width=width, height=height, run=run)
+            size = {"width": width, "height": height} if width else {}  # not known yet on the first connection
+            self._health.recording(codec=self._codec, **size, run=run)
         else:
             self._logger.info("camera's clock jumped, a new run begins", extra=self._health.fields(run=run))
 
