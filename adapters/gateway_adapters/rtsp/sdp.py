@@ -114,17 +114,23 @@ def joined(base: str, control: str) -> str:
     A relative one is appended, behind a query, too: that is what cameras expect, since clients have always done so. By
     RFC 1808 it would replace the last part of the path.
     """
-    if control in ("", "*"):
-        url = base
-    elif re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", control):
-        url = control
-    elif control.startswith("/"):
-        url = urljoin(base, control)
-    else:
-        url = f"{base}{'' if base.endswith('/') else '/'}{control}"
+    url = _joined(base, control)
     if not is_url(url):
         raise RemoteFault(f"the camera names an address that is none ({shown(control or base)!r})")
     return url
+
+
+def _joined(base: str, control: str) -> str:
+    if control in ("", "*"):
+        return base
+    if re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", control):
+        return control
+    if not control.startswith("/"):
+        return f"{base}{'' if base.endswith('/') else '/'}{control}"
+    try:
+        return urljoin(base, control)
+    except ValueError:  # "//[": the beginning of an IPv6 address, and no more
+        return ""
 
 
 def is_url(url: str) -> bool:
