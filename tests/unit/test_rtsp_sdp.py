@@ -111,7 +111,9 @@ def test_addresses_are_joined_as_cameras_expect(base: str, control: str, url: st
     assert joined(base, control) == url
 
 
-@pytest.mark.parametrize("control", ["http://h/x", "rtsp://", "rtsp://h:99999/", "a b", "x" * 3_000, "rtsp://[/", "//[.0"])
+@pytest.mark.parametrize(
+    "control", ["http://h/x", "rtsp://", "rtsp://h:99999/", "a b", "x" * 3_000, "rtsp://[/", "//[.0"]
+)
 def test_an_address_that_is_none_is_refused(control: str) -> None:
     """Nothing of a description can get a line end or another scheme into a request."""
     assert not is_url(control)
