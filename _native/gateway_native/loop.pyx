@@ -13,7 +13,7 @@ from gateway_native.partition cimport (
     roll_partition,
 )
 from gateway_native.ring cimport AWAKE, NAPPING, SLEEPING
-from gateway_native.rolling cimport close_partition
+from gateway_native.rolling cimport close_partitions
 from gateway_native.state cimport (
     COMMIT_DONE,
     COMMIT_IDLE,
@@ -342,9 +342,7 @@ cdef bint is_finished(WriterState* w) noexcept nogil:
 
 
 cdef void finish(WriterState* w) noexcept nogil:
-    cdef uint64_t i
-    for i in range(gw_load_acquire(&w.partition_count)):
-        close_partition(w, w.partitions[i])
+    close_partitions(w)
     gw_store_release(&w.writer_state, WRITER_FINISHED)
     bell(w.flusher_fd)
 

@@ -156,6 +156,7 @@ cdef class Writer:
         w.buffer_bytes_max = buffer_bytes
         w.reserve_bytes = <uint64_t>reserve_bytes
         w.syncfs_files = syncfs_files
+        w.sync_by_many = isinstance(storage, str)
         if clock is not None:
             w.manual = &clock.time
         self.ring_objects = []

@@ -54,6 +54,15 @@ async def test_a_file_that_is_not_there(tmp_path: Path) -> None:
         await until(lambda: gateway.statistics("clip")["state"] == "not_found")
 
 
+async def test_a_device_that_is_not_there_or_is_no_camera(tmp_path: Path) -> None:
+    """Each is called that, and tried again: a USB camera may be plugged in later."""
+    cameras = {"gone": {"url": "v4l2:///dev/video-none"}, "null": {"url": "v4l2:///dev/null?size=640x480&fps=30"}}
+    async with recording(tmp_path / "data", cameras) as gateway:
+        await until(lambda: gateway.statistics("gone")["state"] == "not_found")
+        await until(lambda: gateway.statistics("null")["state"] == "unsupported")
+        assert gateway.statistics("null")["last_error"] == "this device is no camera (it does not speak V4L2)"
+
+
 async def test_images_over_http(tmp_path: Path) -> None:
     """Byte for byte, without the stamps that libav makes up for them."""
     images = [cv2.imencode(".jpg", np.full((48, 64, 3), shade, np.uint8))[1].tobytes() for shade in range(0, 250, 5)]

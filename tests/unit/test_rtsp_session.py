@@ -172,8 +172,9 @@ async def test_a_name_server_that_is_away_keeps_no_known_camera_away(monkeypatch
     async def fail(*arguments: object, **options: object) -> None:
         raise socket.gaierror(socket.EAI_AGAIN, "Temporary failure in name resolution")
 
-    monkeypatch.setattr(asyncio.get_running_loop(), "getaddrinfo", fail)
+    monkeypatch.setattr(Names, "_ask", fail)
     assert await names.look_up("localhost", 554) == known
     with pytest.raises(Failure, match="Temporary failure") as caught:
         await names.look_up("localhost", 555)
     assert caught.value.state == "unreachable"
+    names.close()
