@@ -2,8 +2,8 @@
 
     python docs/frames_with_readings.py docs/frames-with-readings.png
 
-Records both for ten seconds with a gateway of its own in a temporary directory, joins them with `Stream.frames_with`, and
-draws them with Matplotlib.
+Records both for ten seconds with a gateway of its own in a temporary directory, joins them with `Stream.frames_with`,
+and draws them with Matplotlib.
 """
 
 from __future__ import annotations

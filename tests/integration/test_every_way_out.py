@@ -1,7 +1,7 @@
 """One recording, every way out: what was published is the same in Arrow, Parquet, MCAP, kcat and published again.
 
-Each way is read by the library of its format (pyarrow, mcap, librdkafka's kcat, paho), and compared with what a client of
-others had published, record by record.
+Each way is read by the library of its format (pyarrow, mcap, librdkafka's kcat, paho), and compared with what a
+client of others had published, record by record.
 """
 
 from __future__ import annotations

@@ -83,7 +83,7 @@ def commands(block: Block) -> list[str]:
 
 
 def on_this_machine(text: str, names: Mapping[str, str], instant: datetime) -> str:
-    """names: what stands for what. Times of the 23rd of November 2026 move with the instant that stands for 08:13:04."""
+    """names: what stands for what. Times of the 23rd of November 2026 move as far as `instant` is from 08:13:04.250."""
     for told, real in names.items():
         text = text.replace(told, real)
     return _DATE.sub(_mover(instant), text)

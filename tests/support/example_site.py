@@ -1,4 +1,4 @@
-"""What the documentation's examples are run at: a gateway with everything that the pages speak of, and its simulators."""
+"""What the documentation's examples are run at: a gateway with all that the pages speak of, and its simulators."""
 
 from __future__ import annotations
 
