@@ -34,7 +34,7 @@ FORMATS = ("parquet", "arrow", "csv", "jsonl")
     gateway export gate-1 clip.mp4 --start "2026-11-23 08:00" --end "2026-11-23 08:05"
     gateway export gate-1 clip.mp4 --start -10m
     gateway export telemetry monday.parquet --start 2026-11-23 --end 2026-11-24
-    gateway export telemetry temperatures.csv --key 'plant/+/temperature'
+    gateway export telemetry temperatures.csv --key 'plant/+/+/temperature'
     gateway export telemetry gate-1 everything.mcap --start -1h
     gateway export telemetry lake/ --format parquet
     gateway export telemetry lake/ --resume

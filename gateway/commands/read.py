@@ -32,7 +32,7 @@ _OFFSETS = re.compile(r"(-?\d+)?:(-?\d+)?")
     """
     gateway read telemetry --start -10m
     gateway read telemetry --start "2026-11-23 08:00" --end "2026-11-23 09:00" --json
-    gateway read telemetry --key 'plant/+/temperature' --csv > temperatures.csv
+    gateway read telemetry --key 'plant/+/+/temperature' --csv > temperatures.csv
     gateway read telemetry --offsets -10:
     gateway read telemetry --no-retained
     gateway read telemetry --follow --json | jq .value

@@ -33,7 +33,7 @@ MS_PER_STEP = 1000
     "Publish recorded messages again.",
     """
     gateway replay telemetry --to mqtt://127.0.0.1:1883 --start -1h
-    gateway replay telemetry --to mqtt://127.0.0.1:1883 --start -1d --speed 10 --key 'plant/+/temperature'
+    gateway replay telemetry --to mqtt://127.0.0.1:1883 --start -1d --speed 10 --key 'plant/+/+/temperature'
     gateway replay telemetry alarms --to mqtt://127.0.0.1:1883 --speed max --prefix replay/
     GATEWAY_MQTT_PASSWORD=secret gateway replay telemetry --to mqtts://broker:8883 --username analyst
     """,
