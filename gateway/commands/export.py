@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from gateway.commands.common import (
+    check_range,
     command_with_examples,
     data_options,
     json_option,
@@ -77,6 +78,8 @@ def command(
     import gateway
 
     log = gateway.open(data)
+    with values_are_usage():
+        check_range(log.timezone, start, end)
     if out.suffix.lower() == VIDEO_SUFFIX:
         if keys or no_retained or format_name or resume or len(streams) > 1:
             raise UsageError(

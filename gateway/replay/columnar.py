@@ -73,6 +73,9 @@ class Shape:
 
     @classmethod
     def of(cls, *, view: bool, options: Options) -> Shape:
+        """TypeError for an option that there is not."""
+        if unknown := set(options) - set(Options.__annotations__):
+            raise TypeError(f"{min(unknown)!r} is no option; there are {', '.join(Options.__annotations__)}")
         topic, headers = options.get("topic"), options.get("headers", False)
         return cls(
             values=options.get("values", "bytes"),

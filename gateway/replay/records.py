@@ -153,6 +153,9 @@ class Records(Columnar, Iterable[Record]):
         self._zone = zone
         self._report = report
 
+    def __repr__(self) -> str:
+        return "<gateway.Records, read when they are iterated over, or by to_arrow(), to_polars(), to_pandas() …>"
+
     @property
     def gaps(self) -> list[Damage]:
         """Damaged places that the last iteration passed over, in the order of their offsets."""
