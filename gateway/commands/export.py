@@ -141,20 +141,25 @@ def _export_records(
         damages += 1
         say(f"{damage}; going on behind it.")
 
-    with values_are_usage(), progress("Exporting") as step:
-        report = log.export(
-            out,
-            streams,
-            start,
-            end,
-            keys=list(keys) or None,
-            retained=retained,
-            format=format_name,
-            resume=resume,
-            overwrite=overwrite,
-            progress=step,
-            on_gap=tell,
-        )
+    try:
+        with values_are_usage(), progress("Exporting") as step:
+            report = log.export(
+                out,
+                streams,
+                start,
+                end,
+                keys=list(keys) or None,
+                retained=retained,
+                format=format_name,
+                resume=resume,
+                overwrite=overwrite,
+                progress=step,
+                on_gap=tell,
+            )
+    except KeyboardInterrupt:
+        if out.is_dir():
+            say(f"Interrupted. The files that are in {out} are whole; --resume goes on behind them.")
+        raise
     _show(out, report, as_json)
     return DamageError.exit_code if damages else 0
 

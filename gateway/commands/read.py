@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Literal
 import click
 
 from gateway.commands.common import check_range, command_with_examples, data_options, say, values_are_usage
-from gateway.errors import DamageError, UsageError
+from gateway.errors import DamageError, GatewayError, UsageError
 from gateway.replay import text as output
 
 if TYPE_CHECKING:
@@ -125,9 +125,9 @@ def _print_from_cursor(
         sys.stdout.flush()
     except KeyboardInterrupt:
         sys.stdout.flush()
-        cursor.commit()
+        _commit(cursor)
         raise
-    cursor.commit()
+    _commit(cursor)
     if cursor.lag:
         say(f"{cursor.lag:,} records more are there.")
 
@@ -139,8 +139,18 @@ def _noting(cursor: Cursor, records: Iterable[Record]) -> Iterator[Record]:
         yield record
         if time.monotonic() - noted >= COMMIT_INTERVAL_S:
             sys.stdout.flush()
-            cursor.commit()
+            _commit(cursor)
             noted = time.monotonic()
+
+
+def _commit(cursor: Cursor) -> None:
+    try:
+        cursor.commit()
+    except OSError as error:
+        raise GatewayError(
+            f"The cursor {cursor.path} cannot be written: {error.strerror or error}. What was printed since it was "
+            "last noted will be printed again."
+        ) from error
 
 
 class _Gaps:

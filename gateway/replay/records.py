@@ -33,6 +33,9 @@ RETAIN_HEADER = "retain"
 # So many damaged places are listed, and warned of.
 GAPS_MAX = 10_000
 
+# So much of a value is in a record's repr.
+_VALUE_SHOWN_BYTES = 200
+
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
@@ -55,6 +58,18 @@ class Record:
     headers: tuple[tuple[str, bytes], ...]
     """Names and values in their order; a name may occur more than once."""
     zone: tzinfo = field(default=UTC, repr=False, compare=False)
+
+    def __repr__(self) -> str:
+        """With the beginning of a large value: a picture of some MiB would keep a notebook busy for minutes."""
+        value = self.value
+        if value is not None and len(value) > _VALUE_SHOWN_BYTES:
+            shown = f"{value[:_VALUE_SHOWN_BYTES]!r}… ({len(value):,} bytes)"
+        else:
+            shown = repr(value)
+        return (
+            f"Record(offset={self.offset}, timestamp_ms={self.timestamp_ms}, key={self.key!r}, value={shown}, "
+            f"headers={self.headers!r})"
+        )
 
     @property
     def timestamp(self) -> datetime:
