@@ -195,7 +195,9 @@ cdef struct WriterState:
     uint64_t dirty_bytes
     uint64_t dirty_waiting          # records since the last commit whose senders wait
     uint64_t waiting_in_commit      # how many of these had come when the last commit ended
+    uint64_t first_arrival_ns       # since the last commit ended; 0: none yet
     uint64_t last_arrival_ns
+    uint64_t prompt_commits         # how many may still begin as soon as those who wait fell silent
     uint64_t last_commit_ns         # when it began …
     uint64_t collected_ns           # … and when its end was seen
     uint64_t full_partitions        # with `full_disk`
@@ -217,7 +219,8 @@ cdef struct WriterState:
     int writer_fd
     int flusher_fd
     int health_fd
-    uint64_t writer_sleeping
+    uint64_t writer_sleeping        # AWAKE, SLEEPING or NAPPING (ring.pxd)
+    uint64_t followed_count         # partitions with `followed`
     uint64_t commit_state
     Partition* commit_list
     uint64_t stopping
