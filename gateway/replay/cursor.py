@@ -37,13 +37,13 @@ class Cursor:
     def __init__(self, stream: Stream, path: str | Path, start: int | Literal["start", "end"] | str = "start") -> None:
         """start: where to begin when there is no file yet: an offset, "start", "end", or a time.
 
-        FormatError if the file is no cursor, or one of another stream or data directory.
+        FormatError if the file is no cursor, or one of another stream or data directory, or of a longer log than this.
         """
         self.path = Path(path)
         self.stream = stream
         self._identity = {"stream": stream.name, "log": stream.reader.identity}
         self.committed = self._load()
-        self._position = stream.position_of(start) if self.committed is None else self.committed
+        self._position = stream.position_of(start) if self.committed is None else self._still_there(self.committed)
         self._following: Follower | None = None
 
     def __repr__(self) -> str:
@@ -134,6 +134,16 @@ class Cursor:
         report = GapReport(damage, set(), on_gap)
         self._following = self.stream.follower(self.position, keys=keys, retained=retained, report=report)
         return self._following
+
+    def _still_there(self, committed: int) -> int:
+        """FormatError for a position behind the end: what will be recorded up to there would never be handed out."""
+        end = self.stream.durable_offset
+        if committed > end:
+            raise FormatError(
+                f"{self.path} stands at offset {committed}, but {self.stream.name!r} ends at {end}: this is an older copy "
+                "of the log. Use another file, which begins where you say."
+            )
+        return committed
 
     def _load(self) -> int | None:
         try:
