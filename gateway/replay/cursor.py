@@ -140,8 +140,8 @@ class Cursor:
         end = self.stream.durable_offset
         if committed > end:
             raise FormatError(
-                f"{self.path} stands at offset {committed}, but {self.stream.name!r} ends at {end}: this is an older copy "
-                "of the log. Use another file, which begins where you say."
+                f"{self.path} stands at offset {committed}, but {self.stream.name!r} ends at {end}: this is an older "
+                "copy of the log. Use another file, which begins where you say."
             )
         return committed
 
