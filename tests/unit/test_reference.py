@@ -13,8 +13,10 @@ import pytest
 
 import gateway
 from gateway.config import model
+from gateway.log.gap import REASONS
 
-REFERENCE = (Path(__file__).parents[2] / "docs" / "reference.md").read_text(encoding="utf-8")
+ROOT = Path(__file__).parents[2]
+REFERENCE = (ROOT / "docs" / "reference.md").read_text(encoding="utf-8")
 # Tables of the configuration, and the one key in each that has to be there.
 TABLES: dict[str, tuple[type[Any], dict[str, Any]]] = {
     "[site]": (model.SiteConfig, {}),
@@ -92,6 +94,20 @@ def test_routes_have_their_keys() -> None:
         (cells,) = [cells for names, cells in rows(section(table)) if names == ["routes"]]
         own |= {word for code in _code(cells[-1]) for word in re.findall(r"\w+", code)}
         assert set(kind.model_fields) <= own
+
+
+def test_why_records_are_missing_is_complete() -> None:
+    """Each reason of a gap record, in the paragraph about them."""
+    (told,) = re.findall(r"^\*\*Gap records\*\*(.*?)^$", REFERENCE, re.DOTALL | re.MULTILINE)
+    assert [reason for reason in REASONS if f"`{reason}`" not in told] == []
+
+
+def test_the_environment_is_complete() -> None:
+    """Every variable of ours that the program looks at has a row, and no other has."""
+    sources = [*(ROOT / "gateway").rglob("*.py"), *(ROOT / "adapters").rglob("*.py")]
+    used = {name for path in sources for name in re.findall(r"\bGATEWAY_[A-Z_]+\b", path.read_text(encoding="utf-8"))}
+    (table,) = re.findall(r"^### Environment$(.*?)(?=^#)", REFERENCE, re.DOTALL | re.MULTILINE)
+    assert {name for names, _ in rows(table) for name in names} == used
 
 
 def members(kind: type[Any]) -> dict[str, Any]:
