@@ -96,7 +96,7 @@ def draw(data: Path, seconds: float, out: Path) -> int:
         curve.add_artist(
             ConnectionPatch((0.5, -0.16), at, axes.transAxes, curve.transData, color=MARK, linewidth=0.9, linestyle=":")
         )
-    curve.text(0.995, 0.04, SENSOR, transform=curve.transAxes, ha="right", va="bottom", fontsize=8, color=LINE)
+    curve.set_xlabel(SENSOR, color=LINE)
     figure.savefig(out, bbox_inches="tight", facecolor="white")
     plt.close(figure)
     return len(joined)
