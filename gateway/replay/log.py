@@ -20,6 +20,7 @@ from gateway import clock
 from gateway.errors import GatewayError, StreamNotFound, UsageError
 from gateway.log.layout import list_partitions, read_meta
 from gateway.log.partition import PartitionReader
+from gateway.replay.columnar import library
 from gateway.replay.records import GapReport, OnGap, Record, Records, moment
 
 if TYPE_CHECKING:
@@ -93,6 +94,7 @@ class Log:
         screen then, at most `frame_max_age` old. streams: names; default: all. keys: as for `Stream.read`. The cost
         follows from how much was recorded in `max_age`.
         """
+        library("pyarrow", "Arrow")
         from gateway.replay import moments
 
         return moments.at(
@@ -527,7 +529,13 @@ def open(  # noqa: A001  # gateway.open(…) reads as it should
     Raises FormatError if it is no data directory, or if a newer Gateway wrote it; UsageError for a URL that is none.
     """
     if isinstance(data, str) and data.startswith(("kafka://", "kafkas://")):
-        from gateway.replay.remote import open_remote
+        try:
+            from gateway.replay.remote import open_remote
+        except ModuleNotFoundError as error:
+            raise GatewayError(
+                f"Reading over the network needs the package {str(error.name).partition('.')[0]!r}: "
+                "pip install 'gateway[kafka]' brings it."
+            ) from error
 
         return open_remote(data, username=username, password=password, tls_ca=tls_ca, timezone=timezone)
     if isinstance(data, str) and "://" in data:

@@ -15,7 +15,7 @@ from gateway.errors import DamageWarning
 from gateway.log.chunks import Decode, Rows
 from gateway.log.gap import CLOCK_HEADER, GAP_HEADER, ClockStep, Gap, parse_clock, parse_gap
 from gateway.log.segment import Segment
-from gateway.replay.columnar import Columnar, Shape, Shaped
+from gateway.replay.columnar import Columnar, Shape, Shaped, library
 
 if TYPE_CHECKING:
     from gateway_native.batch import Row, Selection
@@ -253,6 +253,7 @@ class Records(Columnar, Iterable[Record]):
         "sum" or "count". values, schema: as for `to_arrow`; a payload of several fields gives a column for each,
         named `key.field`. UsageError for more than 10,000 columns.
         """
+        library("pyarrow", "Arrow")
         from gateway.replay.wide import Wide
 
         every_ns = None if every is None else parse_duration(every)

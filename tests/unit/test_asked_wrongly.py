@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
+import subprocess
+import sys
+import tomllib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +18,7 @@ from gateway import cli
 from gateway.errors import UsageError
 from gateway.replay.republish import Changes
 from tests.support.columns import Put, make_stream
+from tests.support.gateway_process import ROOT, environment
 
 ROWS = [Put(n * 1_000, b"plant/a", b'{"t": %d}' % n) for n in range(5)]
 
@@ -58,6 +63,40 @@ def test_numbers_asked_of_objects_say_what_to_do(data: Path) -> None:
     records = gateway.open(data)["telemetry"].read()
     with pytest.warns(gateway.BadPayloadWarning, match='values="json" reads those'):
         assert records.to_arrow(values="float").num_rows == 0
+
+
+@pytest.mark.parametrize(("library", "extra"), [("pyarrow", "replay"), ("polars", "frames"), ("duckdb", "frames")])
+def test_a_missing_library_names_what_brings_it(
+    data: Path, monkeypatch: pytest.MonkeyPatch, library: str, extra: str
+) -> None:
+    """The extra of pyproject.toml that has it."""
+    wanted = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
+    assert any(each.startswith(library) for each in wanted[extra])
+    monkeypatch.setitem(sys.modules, library, None)
+    records = gateway.open(data)["telemetry"].read()
+    read = {"pyarrow": records.to_arrow, "polars": records.to_polars, "duckdb": records.to_duckdb}[library]
+    with pytest.raises(gateway.GatewayError, match=re.escape(f"gateway[{extra}]")):
+        read()
+
+
+@pytest.mark.parametrize(
+    ("missing", "use"),
+    [
+        ("kio", "gateway.open('kafka://127.0.0.1:1')"),
+        ("pyarrow", "gateway.open(sys.argv[1]).at('now')"),
+        ("pyarrow", "gateway.open(sys.argv[1])['telemetry'].read().wide(every='1s')"),
+    ],
+)
+def test_what_an_edge_box_lacks_is_named(data: Path, missing: str, use: str) -> None:
+    """In a program of its own, which has imported nothing yet."""
+    program = f"import sys; sys.modules[{missing!r}] = None; import gateway\ntry: {use}\n"
+    program += "except gateway.GatewayError as error: print(error)"
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(data)],
+        env=environment(), capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "pip install 'gateway[" in done.stdout
 
 
 def test_records_say_what_they_are(data: Path) -> None:
