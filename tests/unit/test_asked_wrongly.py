@@ -84,6 +84,8 @@ def test_a_missing_library_names_what_brings_it(
     [
         ("kio", "gateway.open('kafka://127.0.0.1:1')"),
         ("pyarrow", "gateway.open(sys.argv[1]).at('now')"),
+        ("pyarrow", "gateway.open(sys.argv[1]).export(sys.argv[1] + '.parquet', 'telemetry')"),
+        ("mcap", "gateway.open(sys.argv[1]).export(sys.argv[1] + '.mcap', 'telemetry')"),
         ("pyarrow", "gateway.open(sys.argv[1])['telemetry'].read().wide(every='1s')"),
     ],
 )

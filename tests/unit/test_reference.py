@@ -14,6 +14,7 @@ import pytest
 import gateway
 from gateway.config import model
 from gateway.log.gap import REASONS
+from gateway.replay.exports.writers import FORMATS
 
 ROOT = Path(__file__).parents[2]
 REFERENCE = (ROOT / "docs" / "reference.md").read_text(encoding="utf-8")
@@ -100,6 +101,13 @@ def test_why_records_are_missing_is_complete() -> None:
     """Each reason of a gap record, in the paragraph about them."""
     (told,) = re.findall(r"^\*\*Gap records\*\*(.*?)^$", REFERENCE, re.DOTALL | re.MULTILINE)
     assert [reason for reason in REASONS if f"`{reason}`" not in told] == []
+
+
+def test_endings_of_exports_are_complete() -> None:
+    """Each that decides a format has its row."""
+    (table,) = re.findall(r"^### Exports$(.*?)(?=^#)", REFERENCE, re.DOTALL | re.MULTILINE)
+    told = {name for names, _ in rows(table) for name in names}
+    assert told == {suffix for each in FORMATS for suffix in each.suffixes} | {".mp4"}
 
 
 def test_the_environment_is_complete() -> None:
