@@ -57,9 +57,11 @@ def camera_stream(data: Path, name: str) -> Stream:
 
 
 def check_format(out: Path) -> None:
-    """UsageError unless the name's ending is a picture format."""
+    """UsageError unless the name's ending is a picture format, GatewayError if it is to stand in no directory."""
     if out.suffix.lower() not in FORMATS:
         raise UsageError(f"{out} names no picture format; end it in .png or .jpg.")
+    if not out.parent.is_dir():
+        raise GatewayError(f"The directory {out.parent} does not exist; create it first.")
 
 
 def write_picture(path: Path, pixels: NDArray[np.uint8]) -> None:
@@ -74,8 +76,9 @@ def write_picture(path: Path, pixels: NDArray[np.uint8]) -> None:
         partial.write_bytes(buffer.tobytes())
         partial.replace(path)
     except OSError as error:
+        raise GatewayError(f"{path} cannot be written: {error.strerror or error}.") from error
+    finally:
         partial.unlink(missing_ok=True)
-        raise OSError(error.errno, error.strerror, str(path)) from error  # the file that was asked for
 
 
 def as_object(path: Path, frame: Frame) -> dict[str, Any]:

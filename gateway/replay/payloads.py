@@ -116,8 +116,11 @@ class Numbers(Payloads):
             try:
                 numbers.append(None if value is None else _number(value))
             except ValueError:
-                reasons[row] = "no number"
+                reasons[row] = f"no number{_JSON_HINT if value.lstrip()[:1] == b'{' else ''}"
         return [pa.array(numbers, pa.float64())], reasons
+
+
+_JSON_HINT = ', but an object: values="json" reads those'
 
 
 def _number(value: bytes) -> float:
