@@ -31,6 +31,7 @@ from gateway_native.mqtt_session cimport (
     session_find,
     session_make_room,
     session_reconnected,
+    session_reconsider,
     spin_lock,
     spin_unlock,
 )
@@ -546,11 +547,11 @@ cdef class Connection:
         kept_drop(&self.kept, &self.group.budget)
         return lost
 
-    def acknowledge(self, int packet_id, int qos=1) -> bool:
+    def acknowledge(self, int packet_id, int qos=1, *, bint dup=False) -> bool:
         """Answer a publish that `take` returned, after those before it: with PUBACK, or PUBREC for QoS 2.
 
-        False: it is one of QoS 2 that was answered before. Raises RemoteFault when too much waits for an answer; MemoryError
-        leaves it to be sent again.
+        dup: it is marked as a duplicate. False: it is one of QoS 2 that was answered before. Raises RemoteFault when too
+        much waits for an answer; MemoryError leaves it to be sent again.
         """
         cdef MqttDelivery* entry = NULL
         if self.closed:
@@ -560,6 +561,8 @@ cdef class Connection:
         if self.state.acks_count >= ACKS_MAX:
             reason, cause = FAULTS[FAULT_INFLIGHT]
             raise RemoteFault(reason, cause)
+        if qos == 2 and not dup:
+            session_reconsider(self.state.session, <uint16_t>packet_id)
         if not acks_make_room(&self.state) or (qos == 2 and not session_make_room(self.state.session)):
             raise MemoryError("no memory for an acknowledgement")
         if qos == 2:

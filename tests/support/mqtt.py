@@ -182,7 +182,7 @@ class Broker(Device):
                     topic_bytes = int.from_bytes(taken[2][:2], "big")
                     if taken[1] & 6:
                         packet_id = int.from_bytes(taken[2][2 + topic_bytes :][:2], "big")
-                        self.new.append(self.acknowledge(packet_id, taken[1] >> 1 & 3))
+                        self.new.append(self.acknowledge(packet_id, taken[1] >> 1 & 3, dup=bool(taken[1] & 8)))
         except mqtt.RemoteFault as fault:
             self.fault = fault
             self.close()

@@ -245,3 +245,14 @@ def test_something_new_under_the_last_of_many(recording):
     assert answers(recording, broker).endswith(pubrec(1))
     assert values(recording) == [b"new"]
     assert kept.unreleased == [(1, 500)]
+
+
+@pytest.mark.parametrize(("dup", "new"), [(False, True), (True, False)])
+def test_something_too_large_under_an_identifier_of_before(recording, dup, new):
+    """It is told as lost unless it is marked: then it was when it came first."""
+    kept = session(durable=True)
+    kept.add(1, 1)
+    broker = broker_of(group_of(recording), session=kept)
+    broker.send(twice(1, b"x" * MAX, dup=dup))
+    assert broker.new == [new]
+    assert answers(recording, broker) == pubrec(1)

@@ -153,7 +153,9 @@ class BrokerLink(mqtt.Connection, asyncio.BufferedProtocol):
             self.connack.set_result(connack)
 
     def _pass_over(self, head: PublishHead, size: int) -> None:
-        if not head.qos or self.acknowledge(head.packet_id, head.qos):  # else it was told when it first came
+        if not head.qos or self.acknowledge(
+            head.packet_id, head.qos, dup=head.dup
+        ):  # else it was told when it first came
             self._owner.not_recorded(head, size)
 
     def _answered(self, packet_id: int, codes: bytes) -> None:

@@ -143,6 +143,7 @@ class PublishHead:
 
     topic: bytes
     qos: int
+    dup: bool
     packet_id: int
 
 
@@ -153,7 +154,7 @@ def decode_publish_head(flags: int, body: bytes) -> PublishHead:
     if qos == 3:
         raise RemoteFault(Reason.MALFORMED_PACKET, "a publish has QoS 3")
     topic = reader.binary()
-    return PublishHead(topic, qos, reader.packet_id() if qos else 0)
+    return PublishHead(topic, qos, bool(flags & 8), reader.packet_id() if qos else 0)
 
 
 def publishes_qos_0(data: bytes) -> Iterator[tuple[bytes, int]]:
