@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import itertools
 from pathlib import Path
+from unittest.mock import patch
 
 import cv2
 import numpy as np
+from gateway_adapters.rtsp import pyav_camera
 
 from gateway import nal
 from gateway.simulate.camera import CameraServer, ListFeed
@@ -86,3 +88,29 @@ async def test_images_over_http(tmp_path: Path) -> None:
     records = pictures(gateway.stream("gate"))
     assert [record.value for record in records] == images
     assert not any("pts" in headers(record) for record in records)
+
+
+async def test_many_silent_cameras_are_left_together(tmp_path: Path) -> None:
+    """Each has a thread that waits for libav, which cannot be interrupted: all are waited for at the same time."""
+    going_on = asyncio.Event()
+
+    async def say_nothing(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await going_on.wait()
+        writer.close()
+
+    count = 30
+    server = await asyncio.start_server(say_nothing, "127.0.0.1", 0)
+    url = f"rtsp://127.0.0.1:{server.sockets[0].getsockname()[1]}/x"
+    cameras = {f"c-{n}": {"url": url, "engine": "pyav", "open_timeout": "60s"} for n in range(count)}
+    async with server:
+        async with recording(tmp_path, cameras) as gateway:
+            sources = [gateway.app.sources[name] for name in cameras]
+            with patch.object(pyav_camera, "PAUSE_TIMEOUT_S", 3_600):
+                pausing = [asyncio.create_task(source.pause()) for source in sources]
+                await asyncio.sleep(0.1)
+                # The loop's own threads have nothing to do with it.
+                async with asyncio.timeout(10):
+                    assert await asyncio.to_thread(lambda: 7) == 7
+                assert not any(task.done() for task in pausing)
+                going_on.set()
+                await asyncio.gather(*pausing)
