@@ -28,6 +28,7 @@ MODULES = {
     "cameras": "CPU and memory of 1 to 200 cameras of 1080p25, beside ffmpeg and PyAV, and the latency to the disk",
     "kafka_fetch": "records/s and MB/s that consumers get from the endpoint, beside a Kafka broker with the same bytes",
     "kafka_latency": "from PUBLISH at the MQTT listener to the record at a waiting Kafka consumer",
+    "kafka_spark": "records/s of Spark's Kafka source, every offset once, beside a Kafka broker with the same bytes",
     "log_startup": "time until a gateway with 100,000 segments accepts, and after kill -9",
 }
 

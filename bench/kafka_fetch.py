@@ -17,7 +17,7 @@ import socket
 import struct
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import timedelta
 from pathlib import Path
 from typing import NamedTuple
@@ -137,7 +137,9 @@ def read_with_java(port: int, count: int) -> float:
     return int(columns[7]) / 1e3
 
 
-READERS: dict[str, Callable[[int, int], float | None]] = {
+Reader = Callable[[int, int], float | None]
+
+READERS: dict[str, Reader] = {
     "confluent-kafka": read_with_confluent, "kcat": read_with_kcat, "java": read_with_java, "bare": read_bare,
 }  # fmt: skip
 
@@ -150,14 +152,16 @@ class Took(NamedTuple):
     """Processor time of the client in that time."""
 
 
-def timed(reader: Callable[[int, int], float | None], port: int, count: int) -> Took:
+def timed(reader: Reader, port: int, count: int) -> Took:
     before, start = os.times(), time.perf_counter()
     own_s = reader(port, count)
     took_s, after = time.perf_counter() - start, os.times()
     return Took(own_s if own_s is not None else took_s, (sum(after[:4]) - sum(before[:4])) / took_s)
 
 
-def rounds_of(directory: Path, value_bytes: int, count: int, rounds: int) -> dict[tuple[str, str], list[Took]]:
+def rounds_of(
+    directory: Path, value_bytes: int, count: int, rounds: int, readers: Mapping[str, Reader]
+) -> dict[tuple[str, str], list[Took]]:
     """By server and reader."""
     found: dict[tuple[str, str], list[Took]] = {}
     broker = KraftBroker(directory / "broker")
@@ -173,7 +177,7 @@ def rounds_of(directory: Path, value_bytes: int, count: int, rounds: int) -> dic
         with broker:
             for number in range(rounds + 1):  # the first one warms up: the JVM's compiler above all
                 for server, port in (("gateway", process.kafka_port), ("broker", broker.port)):
-                    for name, reader in READERS.items():
+                    for name, reader in readers.items():
                         took = timed(reader, port, count)
                         if number:
                             found.setdefault((server, name), []).append(took)
@@ -187,7 +191,7 @@ def run(rounds: int) -> Result:
     result = Result(("values", "client", "gateway k records/s", "broker k records/s", "gateway MB/s", "busy", "ratio"))
     for size, (value_bytes, count) in SIZES.items():
         with scratch() as directory:
-            found = rounds_of(directory, value_bytes, count, rounds)
+            found = rounds_of(directory, value_bytes, count, rounds, READERS)
         for name in READERS:
             ours, theirs = (median([took.seconds for took in found[one, name]]) for one in ("gateway", "broker"))
             busy = median([took.busy for took in found["gateway", name]])

@@ -26,6 +26,8 @@ TIMEOUT_S = 30.0
 FETCH_BYTES = 2**20
 # One batch may be larger than what was asked for; nobody needs more than this.
 RESPONSE_BYTES_MAX = 256 * 2**20
+# Of SCRAM: some seconds of one core.
+ITERATIONS_MAX = 10_000_000
 OFFSET_OUT_OF_RANGE = 1
 
 
@@ -131,15 +133,18 @@ class _Connection:
     def _scram(self, username: str, password: str) -> None:
         """RFC 5802, section 3."""
         name = username.replace("=", "=3D").replace(",", "=2C")
-        bare = f"n={name},r={secrets.token_urlsafe(18)}"
-        first = self._step(f"n,,{bare}".encode()).decode()
-        fields = dict(part.split("=", 1) for part in first.split(",") if "=" in part)
+        own_nonce = secrets.token_urlsafe(18)
+        bare = f"n={name},r={own_nonce}"
+        answer = self._step(f"n,,{bare}".encode())
         try:
-            salt, iterations = base64.b64decode(fields["s"]), int(fields["i"])
-            nonce = fields["r"]
+            first = answer.decode()
+            fields = dict(part.split("=", 1) for part in first.split(",") if "=" in part)
+            salt, iterations, nonce = base64.b64decode(fields["s"]), int(fields["i"]), fields["r"]
         except (KeyError, ValueError):
-            raise KafkaError(f"{self.name} does not answer the login as SCRAM-SHA-256 wants it.") from None
-        salted = hashlib.pbkdf2_hmac("sha256", password.encode(), salt, min(iterations, 10_000_000))
+            iterations = 0
+        if not 1 <= iterations <= ITERATIONS_MAX or not nonce.startswith(own_nonce):
+            raise KafkaError(f"{self.name} does not answer the login as SCRAM-SHA-256 wants it.")
+        salted = hashlib.pbkdf2_hmac("sha256", password.encode(), salt, iterations)
         client_key = hmac.digest(salted, b"Client Key", "sha256")
         without_proof = f"c=biws,r={nonce}"
         signed = f"{bare},{first},{without_proof}".encode()

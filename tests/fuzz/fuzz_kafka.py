@@ -5,6 +5,8 @@ See fuzzing.py for how. What it looks at is Python for the most part, whose bran
 
 from __future__ import annotations
 
+import sys
+import warnings
 from pathlib import Path
 
 from tests.fuzz.fuzzing import OneInput, fuzz
@@ -27,7 +29,17 @@ def target() -> OneInput:
 
     with atheris.instrument_imports(include=INSTRUMENTED):
         from tests.fuzz.target_kafka import Target
-    return Target().run
+    # A coroutine that nobody awaits, and what else is noticed only when an object goes.
+    unraisable: list[str] = []
+    warnings.simplefilter("error", RuntimeWarning)
+    sys.unraisablehook = lambda found: unraisable.append(f"{found.exc_value!r} {found.err_msg} {found.object!r}")
+    made = Target()
+
+    def run(data: bytes) -> None:
+        made.run(data)
+        assert unraisable == [], unraisable
+
+    return run
 
 
 if __name__ == "__main__":

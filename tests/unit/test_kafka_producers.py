@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import struct
 from collections.abc import Sequence
 from datetime import timedelta
@@ -17,7 +18,7 @@ from gateway.kafka import wire
 from gateway.serve.kafka.producers import Outcome, Position, StreamProducers, Verdict, parse
 from tests.support.compressed import CODECS, compressed, with_records
 from tests.support.kafka_endpoint import RunningEndpoint, running_endpoint
-from tests.support.kafka_wire import WireClient
+from tests.support.kafka_wire import WireClient, request
 
 OUT_OF_ORDER, OLD_EPOCH, CORRUPT, COMPRESSED, TOO_LARGE, INVALID_TXN = 45, 47, 2, 76, 10, 48
 OTHER_FORMAT = 43
@@ -165,8 +166,6 @@ async def test_without_an_answer(tmp_path: Path) -> None:
         topics = [{"name": "orders", "partition_data": [{"index": 0, "records": _batch([b"v"])}]}]
 
         def use() -> None:
-            from tests.support.kafka_wire import request
-
             values = {"transactional_id": None, "acks": 0, "timeout": timedelta(seconds=1), "topic_data": topics}
             with WireClient(running.port) as client:
                 client.socket.sendall(request(wire.PRODUCE, 9, values))
@@ -174,6 +173,24 @@ async def test_without_an_answer(tmp_path: Path) -> None:
 
         await asyncio.to_thread(use)
     assert _values(tmp_path / "data") == [b"v"]
+
+
+async def test_a_client_at_fault_leaves_nothing_of_what_is_due(tmp_path: Path) -> None:
+    """Its batches are recorded; answers that nobody takes any more are given up, not forgotten: that would warn."""
+    topics = [{"name": "orders", "partition_data": [{"index": 0, "records": _batch([b"v"])}]}]
+    values = {"transactional_id": None, "acks": -1, "timeout": timedelta(seconds=10), "topic_data": topics}
+    async with running_endpoint(tmp_path / "data", produce=["orders"]) as running:
+
+        def use() -> None:
+            with WireClient(running.port) as client:
+                client.socket.sendall(request(wire.PRODUCE, 9, values) * 5 + wire.framed(b"nonsense"))
+                while client.socket.recv(1_000):
+                    continue
+
+        await asyncio.to_thread(use)
+        gc.collect()
+        assert running.endpoint.statistics()["protocol_errors"] == 1
+    assert _values(tmp_path / "data") == [b"v"] * 5
 
 
 def test_sequence_numbers_begin_anew_after_the_largest() -> None:

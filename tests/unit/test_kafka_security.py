@@ -195,6 +195,17 @@ def test_malformed_scram_is_refused(tmp_path: Path, first: bytes, final: bytes) 
     assert not exchange.done
 
 
+@pytest.mark.parametrize("proof", ["ä" * 44, "A", "", "AAAA"])
+def test_a_scram_proof_that_is_none(tmp_path: Path, proof: str) -> None:
+    """In a message that belongs to the first one: refused, nothing else."""
+    (tmp_path / "users").write_text(Credentials.make("word", iterations=4_096).line("etl"))
+    exchange = sasl.begin(wire.SCRAM_SHA_256, Users(tmp_path / "users"))
+    nonce = exchange.step(b"n,,n=etl,r=x").split(b",")[0]
+    with pytest.raises(sasl.Refused, match=r"proof|wrong"):
+        exchange.step(b"c=biws," + nonce + f",p={proof}".encode())
+    assert not exchange.done
+
+
 def test_an_unknown_name_looks_like_a_known_one(tmp_path: Path) -> None:
     """The same salt each time it is asked for, and as many iterations: so nobody learns which names exist."""
     (tmp_path / "users").write_text(Credentials.make("word", iterations=5_000).line("etl"))

@@ -206,9 +206,11 @@ class Connection(asyncio.Protocol):
             await self._guarded(self._take_all(responses))
         finally:
             sending.cancel()
-            await asyncio.wait([sending])
-            while not responses.empty():
-                _drop(responses.get_nowait())
+            try:
+                await asyncio.wait([sending])
+            finally:  # that the connection is lost meanwhile cancels this once more
+                while not responses.empty():
+                    _drop(responses.get_nowait())
 
     async def _take_all(self, responses: asyncio.Queue[Response]) -> None:
         answer = self._host.requests(self)
@@ -407,7 +409,9 @@ class Connection(asyncio.Protocol):
 
 def _drop(response: Response) -> None:
     """It will not be sent."""
-    if not isinstance(response, Awaitable):
+    if isinstance(response, Coroutine):
+        response.close()
+    elif not isinstance(response, Awaitable):
         close(piece for piece in response or () if isinstance(piece, Slice))
 
 

@@ -25,6 +25,8 @@ NODE_ID = 1
 REFUSAL_DELAY_S = 0.5
 # Partitions in one ListOffsets request; each is a look at the disk.
 PARTITIONS_MAX = 100_000
+# So many are looked up before it is another request's turn.
+PARTITIONS_AT_ONCE = 100
 
 _OPEN_TO_STRANGERS = (wire.API_VERSIONS, wire.SASL_HANDSHAKE, wire.SASL_AUTHENTICATE)
 _GROUP = 0
@@ -113,10 +115,16 @@ class Requests:
         if len(asked) > PARTITIONS_MAX:
             raise wire.ProtocolError(f"offsets of {len(asked)} partitions; at most {PARTITIONS_MAX} are answered")
         topics: dict[str, list[Values]] = {}
-        for name, one in asked:
-            answer = await self._server.disk.run(self._offset, name, one.partition_index, one.timestamp)
-            topics.setdefault(name, []).append(answer)
+        for start in range(0, len(asked), PARTITIONS_AT_ONCE):
+            some = asked[start : start + PARTITIONS_AT_ONCE]
+            answers = await self._server.disk.run(self._offsets, some)
+            for (name, _), answer in zip(some, answers, strict=True):
+                topics.setdefault(name, []).append(answer)
         return {"topics": [{"name": name, "partitions": partitions} for name, partitions in topics.items()]}
+
+    def _offsets(self, asked: Sequence[tuple[str, Any]]) -> list[Values]:
+        """On a thread that may read the disk."""
+        return [self._offset(name, one.partition_index, one.timestamp) for name, one in asked]
 
     def _offset(self, name: str, partition: int, timestamp: int) -> Values:
         """On a thread that may read the disk."""

@@ -7,7 +7,6 @@ they come, without the mapping of SASLprep (RFC 4013), which changes nothing in 
 from __future__ import annotations
 
 import base64
-import binascii
 import hashlib
 import hmac
 import secrets
@@ -103,7 +102,7 @@ class ScramExchange:
         signed = f"{self._messages},{without_proof}".encode()
         try:
             given = base64.b64decode(proof, validate=True)
-        except binascii.Error:
+        except ValueError:  # binascii.Error, and another one for what is not ASCII
             raise Refused("the SCRAM proof is not Base64") from None
         signature = hmac.digest(credentials.stored_key, signed, "sha256")
         client_key = bytes(one ^ other for one, other in zip(given, signature, strict=False))
