@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import socket
 import struct
 from datetime import timedelta
 from pathlib import Path
@@ -44,6 +45,16 @@ async def test_a_client_that_takes_nothing_is_cut_off(tmp_path: Path) -> None:
         await until(lambda: _statistics(running, "slow_clients") == 1, "it is cut off")
         slow.socket.close()
         assert "did not take a response" in str(running.events.named("connection closed")[0]["cause"])
+
+
+async def test_the_end_of_a_response_waits_for_nothing(tmp_path: Path) -> None:
+    """TCP_NODELAY: what is smaller than a packet would wait for the client's acknowledgement, 40 ms."""
+    async with running_endpoint(tmp_path / "data") as running:
+        with WireClient(running.port):
+            await until(lambda: _statistics(running, "connections") == 1, "it has come in")
+            assert running.endpoint._server is not None
+            (connection,) = running.endpoint._server._connections
+            assert connection._socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
 
 
 async def test_a_silent_client_is_cut_off(tmp_path: Path) -> None:

@@ -97,6 +97,8 @@ class Entrance:
                 self._host.count("refused")
                 accepted.close()
                 continue
+            # asyncio does so only for sockets that were made with the protocol's number.
+            accepted.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             connection = self._protocol(accepted)
             self._at_the_door.add(connection)
             peer = f"{address[0]}:{address[1]}"
