@@ -6,7 +6,7 @@
 #   make lint       ruff, mypy --strict, and the stubs of the extension modules
 #   make bench      measurements beside the peers that are found
 #   make sanitize   native unit tests under address, undefined-behaviour and thread sanitizers
-#   make fuzz       MQTT, cameras and the Kafka endpoint under atheris                        SECONDS=20
+#   make fuzz       MQTT, RTSP and cameras, and the Kafka endpoint under atheris              SECONDS=20
 #   make torture    the simulated crashes (or for so many SECONDS), the real ones, and hundreds
 #                   of cameras, each byte compared                                            SEEDS=20000 ROUNDS=300
 #   make dist       sdist and wheel in dist/
@@ -117,7 +117,7 @@ fuzz: $(VENV)/.stamp-fuzz
 	$(CC) -O2 -fPIC -shared -o build/fuzz/coverage.so tests/fuzz/coverage.c
 	GATEWAY_CFLAGS="-fsanitize-coverage=trace-pc -g -O1" \
 	    $(BIN)/python setup.py --quiet build --build-base build/fuzz --build-lib build/fuzz/lib
-	for target in mqtt rtp kafka; do \
+	for target in mqtt rtp rtsp kafka; do \
 	    GATEWAY_COVERAGE=$(CURDIR)/build/fuzz/coverage.so PYTHONPATH=build/fuzz/lib:. \
 	        $(BIN)/python -m tests.fuzz.fuzz_$$target -max_total_time=$(SECONDS) || exit 1; \
 	done

@@ -51,8 +51,8 @@ def encode_minute(gop_s: int) -> list[Unit]:
         for bit in range(_SQUARES):
             column = WIDTH // 2 + bit * _SQUARE
             image[:_SQUARE, column : column + _SQUARE] = 255 if number >> bit & 1 else 0
-        nals = encoder.encode(image, key=number % (gop_s * FPS) == 0)
-        units.append(Unit(nal.join(nals), nal.H264.is_key(nals)))
+        made = encoder.encode(image, key=number % (gop_s * FPS) == 0)
+        units += [Unit(nal.join(coded.nals), coded.key) for coded in made]
     return units
 
 

@@ -5,7 +5,7 @@ one is durable included. Peers: a subscriber that throws away what Mosquitto del
 once from the same MQTT packets, once in its own protocol, both synced every two minutes as it does by default, and
 once synced as the gateway does it, before a message counts; and a bare aiomqtt loop that counts what Mosquitto
 delivers. That one is offered more than it takes, at a rate that leaves it a core of its own; the others as much as
-they take.
+they take. fio says how fast the disk was in the same round.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import NamedTuple
 
 import aiomqtt
 from gateway_native import watermark
@@ -35,6 +36,7 @@ from bench.common import (
     scratch,
     spread,
 )
+from bench.disk import fio_write
 from bench.publishing import jetstream_request, nats_connection, nats_server
 from tests.support.gateway_process import GatewayProcess, environment
 
@@ -43,6 +45,7 @@ PEER_OFFERED_PER_S = 20_000
 DRAIN_TIMEOUT_S = 60.0
 RECEIVE_BYTES = 2**20
 NATS_BLOCK = 5_000
+FIO_BLOCK_BYTES = 2**18
 
 
 def generate(port: int, seconds: float, rate: float | None = None) -> subprocess.Popen[bytes]:
@@ -52,8 +55,15 @@ def generate(port: int, seconds: float, rate: float | None = None) -> subprocess
     )
 
 
-def gateway_round(directory: Path) -> tuple[float, float]:
-    """Messages per second made durable, and µs of the gateway's CPU per message."""
+class Round(NamedTuple):
+    """messages, megabytes: made durable per second; cpu_us: of the gateway per message."""
+
+    messages: float
+    megabytes: float
+    cpu_us: float
+
+
+def gateway_round(directory: Path) -> Round:
     with GatewayProcess(directory) as process:
         process.start()
         assert process.process is not None
@@ -71,7 +81,9 @@ def gateway_round(directory: Path) -> tuple[float, float]:
         elapsed_s = time.perf_counter() - start
         cpu_us = (cpu_seconds(process.process.pid) - before_s) / sent * 1e6
         process.end()
-    return (sent - before) / elapsed_s, cpu_us
+        record_bytes = sum(file.stat().st_size for file in mark.parent.glob("*.log")) / sent
+    rate = (sent - before) / elapsed_s
+    return Round(rate, rate * record_bytes / 1e6, cpu_us)
 
 
 def durable(mark: Path) -> int:
@@ -177,17 +189,16 @@ def nats_rounds(directory: Path, number: int) -> dict[str, float]:
 
 def run(rounds: int) -> Result:
     broker_version = mosquitto_version()
-    ours: list[float] = []
-    cpu: list[float] = []
+    rows: list[Round] = []
+    disk: list[float] = []
     discarded: list[float] = []
     stored: dict[str, list[float]] = {way: [] for way in NATS_WAYS}
     received: list[float] = []
     skipped: str | None = None
     with scratch() as directory:
         for number in range(rounds):
-            rate, cpu_us = gateway_round(directory / str(number))
-            ours.append(rate)
-            cpu.append(cpu_us)
+            rows.append(gateway_round(directory / str(number)))
+            disk.append(fio_write(directory, FIO_BLOCK_BYTES, SECONDS) / 1e6)
             with mosquitto_broker(directory) as port:
                 discarded.append(discarding_round(port))
                 received.append(asyncio.run(aiomqtt_round(port)))
@@ -196,6 +207,7 @@ def run(rounds: int) -> Result:
                     stored[way].append(rate)
             except Skipped as reason:
                 skipped = str(reason)
+    ours = [row.messages for row in rows]
     result = Result(("what", "messages/s, median (range)", "counted when"))
     result.rows.append(("gateway listener", spread(ours), "durable"))
     result.rows.append((f"{broker_version}, subscriber that discards", spread(discarded), "received"))
@@ -208,5 +220,7 @@ def run(rounds: int) -> Result:
         result.facts["skipped"] = skipped
     result.rows.append((f"aiomqtt behind {broker_version}", spread(received), "received"))
     result.facts["ratio_to_aiomqtt"] = round(median(ours) / median(received), 1)
-    result.facts["gateway_cpu_us_per_message"] = round(median(cpu), 3)
+    result.facts["gateway_cpu_us_per_message"] = round(median([row.cpu_us for row in rows]), 3)
+    result.facts["gateway_mb_per_s"] = [round(row.megabytes) for row in rows]
+    result.facts["fio_mb_per_s"] = [round(rate) for rate in disk]
     return result

@@ -3,7 +3,7 @@
     import gateway
 
     log = gateway.open("/var/lib/gateway")
-    for record in log["telemetry"].read(start="-10m", keys="plant/+/temperature"):
+    for record in log["telemetry"].read(start="-10m", keys="plant/+/+/temperature"):
         print(record.timestamp, record.key, record.value)
 
 Reading needs no running gateway and only read permission.

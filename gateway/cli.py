@@ -74,7 +74,7 @@ def cli(debug: bool) -> None:
     Set it up:     gateway init, then gateway run
     Look inside:   gateway stream list, gateway read, gateway frame, gateway export
 
-    Exit codes: 0 done, 1 failed, 2 usage, 3 configuration, 4 damage found.
+    Exit codes: 0 done, 1 failed, 2 usage, 3 configuration, 4 damage found, 130 interrupted.
     """
 
 

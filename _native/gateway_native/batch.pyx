@@ -445,7 +445,10 @@ cdef class KeyFilter:
         cdef int i
         if isinstance(filters, (str, bytes)):
             filters = (filters,)
-        self.filters = tuple(filters)
+        try:
+            self.filters = tuple(filters)
+        except TypeError:
+            raise TypeError(f"keys are one filter or several, text or bytes, not {filters!r}") from None
         for given in self.filters:
             if isinstance(given, str):
                 one = given.encode()

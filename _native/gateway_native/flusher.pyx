@@ -2,7 +2,7 @@
 
 from libc.stdint cimport uint8_t, uint64_t
 
-from gateway_native.ring cimport ring_notify
+from gateway_native.ring cimport AWAKE, ring_notify
 from gateway_native.state cimport (
     COMMIT_DONE,
     Partition,
@@ -163,5 +163,5 @@ cdef void flush_commit(WriterState* w) noexcept nogil:
         ring_notify(w.rings[i])
     gw_store_release(&w.commit_state, COMMIT_DONE)
     gw_fence()
-    if gw_load_relaxed(&w.writer_sleeping) and gw_exchange(&w.writer_sleeping, 0):
+    if gw_load_relaxed(&w.writer_sleeping) and gw_exchange(&w.writer_sleeping, AWAKE):
         bell(w.writer_fd)

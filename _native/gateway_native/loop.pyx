@@ -12,7 +12,8 @@ from gateway_native.partition cimport (
     retry_full_disk,
     roll_partition,
 )
-from gateway_native.rolling cimport close_partition
+from gateway_native.ring cimport AWAKE, NAPPING, SLEEPING
+from gateway_native.rolling cimport close_partitions
 from gateway_native.state cimport (
     COMMIT_DONE,
     COMMIT_IDLE,
@@ -62,6 +63,11 @@ cdef enum:
     QUIET_WAITING_MAX = 128
     # Who publishes while others' records are being synced waits for nobody: that is no such group. A few are late.
     QUIET_LATE_PART = 4
+    # Nor is one that goes on publishing unacknowledged. So the spacing is kept now and then: if nothing more comes for
+    # most of it, so many commits may be prompt, as long as what comes next comes soon after each of them.
+    PROMPT_COMMITS = 128
+    SILENT_PART_OF_FOUR = 3
+    SOON_PART = 2
     # Where nobody waits for an acknowledgement, few bytes may wait this long for company.
     RELAXED_SPACING_NS = 100000000
     RELAXED_BYTES = 1048576
@@ -99,6 +105,7 @@ cdef void start_commit(WriterState* w, uint64_t now) noexcept nogil:
     """Hand everything that is dirty to the flusher."""
     cdef Partition* p = w.dirty
     cdef Partition* following
+    judge_group(w, now)
     w.dirty = NULL
     w.commit_list = NULL
     w.commits_begun += 1
@@ -136,6 +143,7 @@ cdef void collect_commit(WriterState* w) noexcept nogil:
     w.commits_ended += 1
     w.collected_ns = monotonic_ns(w)
     w.waiting_in_commit = w.dirty_waiting
+    w.first_arrival_ns = 0
     w.starved = False
     gw_store_release(&w.commit_state, COMMIT_IDLE)
 
@@ -152,20 +160,37 @@ cdef inline uint64_t relaxed_due(WriterState* w, uint64_t linger) noexcept nogil
     return due
 
 
+cdef inline bint is_group(WriterState* w) noexcept nogil:
+    """As many wait as may be clients that each wait for their last acknowledgement."""
+    return QUIET_WAITING_MIN <= w.dirty_waiting <= QUIET_WAITING_MAX \
+        and w.waiting_in_commit * QUIET_LATE_PART <= w.dirty_waiting
+
+
+cdef void judge_group(WriterState* w, uint64_t now) noexcept nogil:
+    """A commit begins: was the spacing kept, and did those who wait fall silent meanwhile?"""
+    if not w.dirty_waiting:
+        return
+    if now < w.last_commit_ns + w.dirty_linger_ns:
+        w.prompt_commits -= w.prompt_commits > 0
+    elif is_group(w) and (now - w.last_arrival_ns) * 4 >= w.dirty_linger_ns * SILENT_PART_OF_FOUR:
+        w.prompt_commits = PROMPT_COMMITS
+    else:
+        w.prompt_commits = 0
+
+
 cdef uint64_t commit_due(WriterState* w) noexcept nogil:
     """When the next commit may start (DESIGN: `linger` is the least spacing of commits, not a delay)."""
     cdef uint64_t linger = w.dirty_linger_ns
-    cdef uint64_t due
+    cdef uint64_t due = w.last_commit_ns + linger
     if w.starved or gw_load_relaxed(&w.flush_wanted) != gw_load_relaxed(&w.flush_done) \
             or gw_load_relaxed(&w.stopping):
         return 0
-    if w.dirty_waiting:
-        due = w.last_commit_ns + linger
-        if linger > QUIET_LINGER_NS_MAX or not QUIET_WAITING_MIN <= w.dirty_waiting <= QUIET_WAITING_MAX \
-                or w.waiting_in_commit * QUIET_LATE_PART > w.dirty_waiting:
-            return due
-        return due if due < w.last_arrival_ns + QUIET_NS else w.last_arrival_ns + QUIET_NS
-    return relaxed_due(w, linger)
+    if not w.dirty_waiting:
+        return relaxed_due(w, linger)
+    if w.prompt_commits and linger <= QUIET_LINGER_NS_MAX and is_group(w) \
+            and w.first_arrival_ns - w.collected_ns <= linger // SOON_PART:
+        return min(due, w.last_arrival_ns + QUIET_NS)
+    return due
 
 
 cdef bint serve_flush(WriterState* w) noexcept nogil:
@@ -249,6 +274,8 @@ cdef bint writer_step(WriterState* w) noexcept nogil:
     if not w.starved and drain_rings(w):
         moved = True
         w.last_arrival_ns = monotonic_ns(w)
+        if w.first_arrival_ns == 0:
+            w.first_arrival_ns = w.last_arrival_ns
     if w.dirty is not NULL and gw_load_acquire(&w.commit_state) == COMMIT_IDLE:
         now = monotonic_ns(w)
         if now >= commit_due(w) and not only_full(w):
@@ -285,6 +312,13 @@ cdef int64_t sleep_ns(WriterState* w) noexcept nogil:
     return <int64_t>(due - now) if due > now else 0
 
 
+cdef bint may_nap(WriterState* w) noexcept nogil:
+    """May what comes stay in the rings for now? There is a commit to come, or one to end, and nobody waits for either:
+    then each waking would only put a few records more into their batches."""
+    return w.dirty_waiting == 0 and gw_load_relaxed(&w.followed_count) == 0 \
+        and (w.dirty is not NULL or gw_load_acquire(&w.commit_state) != COMMIT_IDLE)
+
+
 cdef void writer_sleep(WriterState* w) noexcept nogil:
     """Sleep until a producer publishes, the flusher is done, someone asks, or a commit is due.
 
@@ -293,11 +327,11 @@ cdef void writer_sleep(WriterState* w) noexcept nogil:
     cdef int64_t timeout = sleep_ns(w)
     if timeout == 0:
         return
-    gw_store_seq(&w.writer_sleeping, 1)
+    gw_store_seq(&w.writer_sleeping, NAPPING if may_nap(w) else SLEEPING)
     gw_fence()                      # a producer publishes, fences, then looks at `writer_sleeping`
     if gw_load_acquire(&w.commit_state) != COMMIT_DONE and (w.starved or nothing_to_take(w)):
         wait_bell(w.writer_fd, timeout)
-    gw_store_seq(&w.writer_sleeping, 0)
+    gw_store_seq(&w.writer_sleeping, AWAKE)
 
 
 cdef bint is_finished(WriterState* w) noexcept nogil:
@@ -308,9 +342,7 @@ cdef bint is_finished(WriterState* w) noexcept nogil:
 
 
 cdef void finish(WriterState* w) noexcept nogil:
-    cdef uint64_t i
-    for i in range(gw_load_acquire(&w.partition_count)):
-        close_partition(w, w.partitions[i])
+    close_partitions(w)
     gw_store_release(&w.writer_state, WRITER_FINISHED)
     bell(w.flusher_fd)
 

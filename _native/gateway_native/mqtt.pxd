@@ -99,7 +99,7 @@ cdef struct MqttConnection:
     # Where the parser is.
     uint8_t stop                    # STOP_*
     uint8_t fault                   # index into FAULTS
-    uint8_t refused                 # 1: an acknowledgement was queued that waits for no disk
+    uint8_t refused                 # 1: an acknowledgement was queued that need not wait for a commit
     uint32_t header_bytes           # STOP_PACKET: fixed header
     uint32_t body_bytes             # STOP_PACKET: what follows it
     uint64_t need                   # STOP_END: bytes of the packet that is not whole yet, as far as known

@@ -15,6 +15,7 @@ from gateway_native.mqtt_acks cimport (
     acks_forget,
     acks_make_room,
     acks_push,
+    acks_push_again,
     acks_release,
     acks_settle_refusals,
 )
@@ -22,9 +23,18 @@ from gateway_native.mqtt_aliases cimport ALIASES_MAX, aliases_drop
 from gateway_native.mqtt_drops cimport MqttDrop
 from gateway_native.mqtt_kept cimport kept_drop, kept_put
 from gateway_native.mqtt_packets cimport PUBLISH, clock_now, packet_begin, packet_take, pass_over, rest
-from gateway_native.mqtt_publish cimport publish
+from gateway_native.mqtt_publish cimport publish, publish_receive
 from gateway_native.mqtt_rate cimport rate_charge, rate_set
-from gateway_native.mqtt_session cimport PARTITION_NONE, spin_lock, spin_unlock
+from gateway_native.mqtt_session cimport (
+    PARTITION_NONE,
+    MqttDelivery,
+    session_find,
+    session_make_room,
+    session_reconnected,
+    session_reconsider,
+    spin_lock,
+    spin_unlock,
+)
 from gateway_native.mqtt_topics cimport names_add, names_forget, topics_forget_all, topics_init, topics_memory
 from gateway_native.ring cimport Ring, ring_publish
 
@@ -512,6 +522,8 @@ cdef class Connection:
         if session is not None:
             session.attach(self.group, &self.group.state.sessions)
             self.state.session = &session.state
+            if self.group.state.role == ROLE_CLIENT:
+                session_reconnected(&session.state)
         self.session, self.allow = session, allow
         self.state.allow = NULL if allow is None else &allow.table
         self.state.version = <uint8_t>version
@@ -535,15 +547,36 @@ cdef class Connection:
         kept_drop(&self.kept, &self.group.budget)
         return lost
 
-    def acknowledge(self, int packet_id) -> None:
-        """Send PUBACK for a publish that `take` returned, after those before it. MemoryError leaves it to be sent again."""
+    def acknowledge(self, int packet_id, int qos=1, *, bint dup=False) -> bool:
+        """Answer a publish that `take` returned, after those before it: with PUBACK, or PUBREC for QoS 2.
+
+        dup: it is marked as a duplicate. False: it is one of QoS 2 that was answered before. Raises RemoteFault when too
+        much waits for an answer; MemoryError leaves it to be sent again.
+        """
+        cdef MqttDelivery* entry = NULL
         if self.closed:
-            return
-        if not acks_make_room(&self.state):
+            return True
+        if qos == 2 and self.session is None:
+            raise ValueError("QoS 2 needs a session")
+        if self.state.acks_count >= ACKS_MAX:
+            reason, cause = FAULTS[FAULT_INFLIGHT]
+            raise RemoteFault(reason, cause)
+        if qos == 2 and not dup:
+            session_reconsider(self.state.session, <uint16_t>packet_id)
+        if not acks_make_room(&self.state) or (qos == 2 and not session_make_room(self.state.session)):
             raise MemoryError("no memory for an acknowledgement")
-        acks_push(&self.group.state, &self.state, PUBACK, <uint16_t>packet_id, 0, 0, 0)
+        if qos == 2:
+            entry = session_find(self.state.session, <uint16_t>packet_id)
+        if entry != NULL:
+            acks_push_again(&self.group.state, &self.state, <uint16_t>packet_id, entry)
+            self.group.state.duplicates += 1
+        elif qos == 2:
+            publish_receive(&self.group.state, &self.state, <uint16_t>packet_id)
+        else:
+            acks_push(&self.group.state, &self.state, PUBACK, <uint16_t>packet_id, 0, 0, 0)
         if self.data == NULL:
             self.answer()
+        return entry == NULL
 
     @property
     def passed_over(self) -> int:

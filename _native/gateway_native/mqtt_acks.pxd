@@ -9,9 +9,10 @@ from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy
 
 from gateway_native.mqtt cimport ROLE_SERVER, MqttAck, MqttConnection, MqttGroup
-from gateway_native.mqtt_session cimport session_settle, sessions_refuse
+from gateway_native.mqtt_session cimport MqttDelivery, session_settle, sessions_refuse
 from gateway_native.ring cimport (
-    VERDICT_ACK, VERDICT_FAILED, VERDICT_REFUSED, ring_confirm_refusals, ring_refusals_pending, ring_verdict)
+    VERDICT_ACK, VERDICT_FAILED, VERDICT_REFUSED, VERDICT_WAIT, ring_confirm_refusals, ring_refusals_pending,
+    ring_verdict)
 
 cdef enum:
     # Why a connection's next acknowledgement never leaves.
@@ -81,6 +82,16 @@ cdef inline void acks_push(
         if group.waiting != NULL:
             group.waiting.previous = connection
         group.waiting = connection
+
+
+cdef inline void acks_push_again(
+    MqttGroup* group, MqttConnection* connection, uint16_t packet_id, const MqttDelivery* entry,
+) noexcept nogil:
+    """PUBREC for a publish that came before, after acks_make_room. Its record may be decided by now, while nobody waited
+    for it; then no commit will tell."""
+    acks_push(group, connection, PUBREC, packet_id, 0, entry.partition, entry.sequence)
+    if entry.sequence and ring_verdict(group.ring, entry.partition, entry.sequence) != VERDICT_WAIT:
+        connection.refused = 1
 
 
 cdef inline void acks_unlist(MqttGroup* group, MqttConnection* connection) noexcept nogil:

@@ -8,7 +8,7 @@ from libc.string cimport memcpy
 
 from gateway_native.batch cimport headers_count_bytes, put_headers_count
 from gateway_native.mqtt cimport *
-from gateway_native.mqtt_acks cimport PUBACK, PUBCOMP, PUBREC, acks_inflight, acks_make_room, acks_push
+from gateway_native.mqtt_acks cimport PUBACK, PUBCOMP, PUBREC, acks_inflight, acks_make_room, acks_push, acks_push_again
 from gateway_native.mqtt_aliases cimport MqttAlias, alias_find, alias_set
 from gateway_native.mqtt_drops cimport drops_add
 from gateway_native.mqtt_headers cimport (
@@ -17,7 +17,7 @@ from gateway_native.mqtt_headers cimport (
     HeaderSink, be16, put_decimal, sink_flags, sink_header, sink_number, sink_properties, text_field, variable_integer)
 from gateway_native.mqtt_routes cimport MqttRoute, MqttRoutes, key_bytes, key_put, route_find, rule_allows, stream_name
 from gateway_native.mqtt_session cimport (
-    MqttDelivery, MqttSession, session_find, session_make_room, session_put, session_take)
+    MqttDelivery, MqttSession, session_find, session_make_room, session_put, session_reconsider, session_take)
 from gateway_native.mqtt_text cimport TEXT_NUL, TEXT_OK, TEXT_WILDCARD, text_check
 from gateway_native.mqtt_topics cimport (
     ROUTE_NONE, MqttName, MqttTopic, MqttTopicTable, names_find, text_hash, topics_find, topics_remember, topics_table)
@@ -225,6 +225,13 @@ cdef inline int recall_target(MqttGroup* group, MqttConnection* connection, Publ
     return stop
 
 
+cdef inline void publish_receive(MqttGroup* group, MqttConnection* connection, uint16_t packet_id) noexcept nogil:
+    """A QoS 2 publish of a broker's that is not recorded: its exchange goes on all the same. After session_make_room."""
+    acks_push(group, connection, PUBREC, packet_id, 0, 0, 0)
+    session_put(connection.session, packet_id, group.sessions.delivery_next, 0, 0)
+    group.sessions.delivery_next += 1
+
+
 cdef inline int publish_answer(
     MqttGroup* group, MqttConnection* connection, const Publish* p, uint8_t reason, uint8_t fault_3_1_1,
 ) noexcept nogil:
@@ -236,6 +243,9 @@ cdef inline int publish_answer(
         return STOP_NONE
     if group.role == ROLE_CLIENT:
         reason = 0
+        if p.qos == 2:
+            publish_receive(group, connection, p.packet_id)
+            return STOP_NONE
     elif connection.version != 5:
         return fault(connection, fault_3_1_1)
     acks_push(group, connection, PUBACK if p.qos == 1 else PUBREC, p.packet_id, reason, 0, 0)
@@ -265,7 +275,7 @@ cdef inline bint publish_again(MqttGroup* group, MqttConnection* connection, con
     cdef const MqttDelivery* entry = session_find(connection.session, p.packet_id)
     if entry == NULL:
         return False
-    acks_push(group, connection, PUBREC, p.packet_id, 0, entry.partition, entry.sequence)
+    acks_push_again(group, connection, p.packet_id, entry)
     group.duplicates += 1
     return True
 
@@ -372,6 +382,8 @@ cdef inline int publish(
     if sink.alias and not alias_set(&connection.aliases, sink.alias, p.topic, <uint16_t>p.topic_bytes):
         return fault(connection, FAULT_ALIAS_BYTES)
     if p.qos:
+        if p.qos == 2 and not first_byte & PUBLISH_DUP:
+            session_reconsider(connection.session, p.packet_id)
         wrong = publish_admit(connection, &p)
         if wrong:
             return fault(connection, wrong)

@@ -6,6 +6,11 @@ identifier and a *delivery number* as headers, every PUBREL becomes a record `re
 both answers wait for the disk. Delivery numbers grow by one with each QoS 2 record of the group, so "the last publish of
 this identifier was released" is a comparison of two numbers, in whichever order the two streams are read.
 
+At a broker we are the receiver just the same: the client is then ourselves, and the session the one that the broker keeps.
+It may have gone back in time (Mosquitto that was killed), or forgotten its identifiers (NATS that was restarted), and then
+sends something new under an identifier of an earlier connection. It must mark what it sends again [MQTT-3.3.1-1]; so what
+is not marked there is new, and rather recorded twice, if it did not keep to that, than lost.
+
 An attached session belongs to the thread of its group. From elsewhere only its set may be looked at, under its `lock`,
 which the owner therefore holds for each change. A detached one belongs to Python, once it is off the group's list, which
 has a lock of its own. Sizes are bytes.
@@ -36,6 +41,7 @@ cdef struct MqttDelivery:
     uint64_t sequence               # of its record, in (ring, partition); 0: the record is known to be durable
     uint32_t partition
     uint16_t packet_id              # 0: this entry is free
+    uint8_t earlier                 # received on an earlier connection to a broker
 
 # What the sessions of a group share.
 cdef struct MqttSessions:
@@ -174,6 +180,7 @@ cdef inline void session_put(
     entry.sequence = sequence
     entry.partition = partition
     entry.packet_id = packet_id
+    entry.earlier = False
     spin_lock(&session.lock)
     session_place(session.table, session.capacity, &entry)
     session.count += 1
@@ -238,6 +245,22 @@ cdef inline void session_settle(
     cdef MqttDelivery* entry = session_find(session, packet_id)
     if entry != NULL and entry.sequence == sequence and entry.partition == partition and sequence:
         session_decided(session, entry)
+
+
+cdef inline void session_reconsider(MqttSession* session, uint16_t packet_id) noexcept nogil:
+    """A broker sends a publish of this identifier that is not marked as a duplicate."""
+    cdef MqttDelivery* entry = session_find(session, packet_id)
+    if entry != NULL and entry.earlier:
+        session_take(session, entry)
+
+
+cdef inline void session_reconnected(MqttSession* session) noexcept nogil:
+    """A new connection to the broker begins."""
+    cdef uint32_t i
+    spin_lock(&session.lock)
+    for i in range(session.capacity):
+        session.table[i].earlier = True
+    spin_unlock(&session.lock)
 
 
 cdef inline void session_look(MqttSession* session) noexcept nogil:

@@ -26,6 +26,10 @@ cdef enum:
     SLOT_NULL_VALUE = 32            # flag: it has no value
     SLOT_MARKED = 64                # flag: the producer wants to know the record's offset: `mark`
 
+    AWAKE = 0                       # the writer: it looks at the rings by itself
+    SLEEPING = 1                    # it is to be woken by whatever comes
+    NAPPING = 2                     # it has work to do later; to be woken only if somebody waits, or much has come
+
     MARKS = 4096                    # offsets that a ring can have on their way back; a power of two
 
     VERDICT_WAIT = 0                # not durable yet
@@ -61,7 +65,7 @@ cdef struct RingState:
     uint64_t* marks                 # [MARKS] the writer's; read once the record is acknowledged, which comes after it
     int event_fd                    # readable when `acked` or `failed` moved, or room came back
     # The writer's doorbell: shared by all rings of one writer.
-    uint64_t* writer_sleeping       # 1 while the writer may block
+    uint64_t* writer_sleeping       # AWAKE, SLEEPING or NAPPING
     int writer_fd                   # eventfd that wakes it
     # Cursors, each on a cache line of its own.
     uint64_t pad0[8]
@@ -72,6 +76,8 @@ cdef struct RingState:
     # The producer's own.
     uint64_t reserved               # reserved up to here, not yet published
     uint64_t tail_seen              # last value read from `tail`
+    uint64_t urgent                 # flags of the records not yet published
+    uint64_t rung_at                # where `head` was when the writer was last woken
     uint64_t waiting                # 1 while the producer waits for room (seq-cst, both sides)
     uint64_t ack_interest           # 1 while the producer waits for acknowledgements (seq-cst, both sides)
     uint64_t refusals               # records refused so far; the writer's
@@ -81,6 +87,7 @@ cdef struct RingState:
     uint64_t records
     uint64_t bytes
     uint64_t full                   # times a record found no room
+    uint64_t restarts               # times it began again before it came to its end
 
 # -- producer -----------------------------------------------------------------------------------------------------
 

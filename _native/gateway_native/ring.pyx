@@ -33,6 +33,11 @@ cdef extern from "<sys/mman.h>" nogil:
 CAPACITY_MIN = 4096
 CAPACITY_MAX = 1 << 32
 
+cdef enum:
+    NAP_BYTES = 1 << 19             # a napping writer is woken for so many, or a quarter of the ring
+    NAP_PART = 4
+    RESTART_PART = 16               # an empty ring is used from its beginning again once it is used so far
+
 KEYFRAME = SLOT_KEYFRAME
 WANTS_ACK = SLOT_WANTS_ACK
 GAP = SLOT_GAP
@@ -51,6 +56,34 @@ cdef inline void ring_bell(int fd) noexcept nogil:
     write(fd, &one, sizeof(one))
 
 
+cdef inline void wake_writer(RingState* ring) noexcept nogil:
+    if gw_exchange(ring.writer_sleeping, AWAKE):
+        ring.rung_at = ring.reserved
+        ring_bell(ring.writer_fd)
+
+
+cdef inline void put_pad(RingState* ring, uint64_t at) noexcept nogil:
+    """Fill the buffer from `at` to its end. Slots are multiples of 8: at least 8 bytes are left, for size and flags."""
+    cdef RingSlot* slot = <RingSlot*>(ring.data + at)
+    slot.size = <uint32_t>(ring.capacity - at)
+    slot.flags = SLOT_PAD
+    ring.reserved += slot.size
+
+
+cdef inline bint begins_again(RingState* ring, uint64_t at, uint64_t size) noexcept nogil:
+    """Use the beginning of the buffer again rather than touch more of it? So a ring that is seldom full costs little
+    memory, and that stays in the processor's caches.
+
+    Only if the writer has taken everything, and sleeps: woken, it first takes the pad, and all is free again. Had it
+    other things to do before, there would be no more room than up to `at` until then.
+    """
+    if at < ring.capacity // RESTART_PART or at < size or ring.reserved != ring.head \
+            or gw_load_relaxed(ring.writer_sleeping) == AWAKE:
+        return False
+    ring.tail_seen = gw_load_acquire(&ring.tail)
+    return ring.tail_seen == ring.reserved
+
+
 cdef uint8_t* ring_put(
     RingState* ring, uint32_t partition, uint16_t flags, int64_t timestamp_ns,
     uint32_t key_bytes, uint32_t value_bytes, uint32_t headers_bytes, uint64_t* sequence,
@@ -61,6 +94,12 @@ cdef uint8_t* ring_put(
     cdef uint64_t to_end = ring.capacity - at
     cdef uint64_t need = size if size <= to_end else to_end + size
     cdef RingSlot* slot
+    if begins_again(ring, at, size):
+        ring.restarts += 1
+        put_pad(ring, at)
+        at = 0
+        need = size
+        to_end = ring.capacity
     if ring.reserved + need - ring.tail_seen > ring.capacity:
         ring.tail_seen = gw_load_acquire(&ring.tail)
         if ring.reserved + need - ring.tail_seen > ring.capacity:
@@ -69,14 +108,11 @@ cdef uint8_t* ring_put(
             ring.tail_seen = gw_load_seq(&ring.tail)
             if ring.reserved + need - ring.tail_seen > ring.capacity:
                 ring.full += 1
+                wake_writer(ring)       # it may nap
                 return NULL
             gw_store_seq(&ring.waiting, 0)
     if size > to_end:
-        # Slots are multiples of 8 and never wrap, so at least 8 bytes are left: enough for size and flags.
-        slot = <RingSlot*>(ring.data + at)
-        slot.size = <uint32_t>to_end
-        slot.flags = SLOT_PAD
-        ring.reserved += to_end
+        put_pad(ring, at)
         at = 0
     slot = <RingSlot*>(ring.data + at)
     slot.size = <uint32_t>size
@@ -90,18 +126,28 @@ cdef uint8_t* ring_put(
     sequence[0] = slot.sequence
     slot.timestamp_ns = timestamp_ns
     ring.reserved += size
+    ring.urgent |= flags
     ring.records += 1
     ring.bytes += content
     return <uint8_t*>slot + SLOT_BYTES
 
 
+cdef inline bint may_nap(RingState* ring) noexcept nogil:
+    """Nobody waits for what was just published, and little has come since the writer was last woken."""
+    return not ring.urgent & (SLOT_WANTS_ACK | SLOT_GAP) \
+        and ring.reserved - ring.rung_at < min(<uint64_t>NAP_BYTES, ring.capacity // NAP_PART)
+
+
 cdef void ring_publish(RingState* ring) noexcept nogil:
+    cdef uint64_t sleeping
     if ring.reserved == ring.head:
         return
     gw_store_release(&ring.head, ring.reserved)
     gw_fence()                      # the consumer sets `writer_sleeping`, fences, then looks at `head`
-    if gw_load_relaxed(ring.writer_sleeping) and gw_exchange(ring.writer_sleeping, 0):
-        ring_bell(ring.writer_fd)
+    sleeping = gw_load_relaxed(ring.writer_sleeping)
+    if sleeping == SLEEPING or (sleeping == NAPPING and not may_nap(ring)):
+        wake_writer(ring)
+    ring.urgent = 0
 
 
 cdef int ring_verdict(RingState* ring, uint32_t partition, uint64_t sequence) noexcept nogil:
@@ -247,8 +293,9 @@ cdef class Ring:
 
     @property
     def counters(self) -> dict:
-        """Records and content bytes taken, and how often a record found no room."""
-        return {"records": self.state.records, "bytes": self.state.bytes, "full": self.state.full}
+        """Records and content bytes taken, how often a record found no room, and how often an empty ring began again."""
+        cdef RingState* ring = self.state
+        return {"records": ring.records, "bytes": ring.bytes, "full": ring.full, "restarts": ring.restarts}
 
     def append(self, uint32_t partition, bytes key, bytes value, bytes headers, int64_t timestamp_ns,
                int flags=0, uint64_t mark=0) -> int:

@@ -18,7 +18,7 @@ cdef void mark_appended(Partition* p, WatermarkFields* mark) noexcept nogil
 # After a failed write or sync: every segment that holds what is not durable ends at the durable offset or is set aside, and
 # there is no active one. No commit of this partition is under way. Failures are counted; FORMAT.md says why they may.
 cdef void seal_at_durable(WriterState* w, Partition* p) noexcept nogil
-# Leave the active segment at its exact length, synced, and say in the watermark that it was left so.
-cdef void close_partition(WriterState* w, Partition* p) noexcept nogil
+# Leave every active segment at its exact length, synced, and say in the watermark that it was left so.
+cdef void close_partitions(WriterState* w) noexcept nogil
 # Free what the partition holds. The threads are gone, or never knew it.
 cdef void free_partition(WriterState* w, Partition* p) noexcept nogil

@@ -1,6 +1,6 @@
 """How segments begin and end. See rolling.pxd."""
 
-from libc.errno cimport ENOENT, ENOMEM
+from libc.errno cimport EIO, ENOENT, ENOMEM
 from libc.stdint cimport int64_t, uint8_t, uint64_t
 from libc.stdio cimport snprintf
 from libc.stdlib cimport calloc, free
@@ -20,6 +20,7 @@ from gateway_native.state cimport (
     WriterState,
     bump,
     close_counted,
+    gw_load_acquire,
     gw_load_relaxed,
     gw_planted,
     gw_store_relaxed,
@@ -34,6 +35,26 @@ from gateway_native.watermark cimport (
     WatermarkFields,
     watermark_encode,
 )
+
+
+cdef extern from "<pthread.h>" nogil:
+    ctypedef struct pthread_t:
+        pass
+    int pthread_create(pthread_t*, const void*, void* (*)(void*) noexcept nogil, void*)
+    int pthread_join(pthread_t, void**)
+
+cdef enum:
+    # At the end: so many threads at most, each with so many partitions at least.
+    SYNC_THREADS = 8
+    SYNCS_EACH = 8
+
+cdef struct Share:
+    # Which partitions one of them syncs.
+    WriterState* w
+    uint64_t first
+    uint64_t step
+    uint64_t count
+    bint marks                      # their watermarks; otherwise their segments
 
 
 cdef void path_of(char* to, Partition* p, int64_t base_offset, const char* suffix) noexcept nogil:
@@ -333,42 +354,121 @@ cdef void seal_at_durable(WriterState* w, Partition* p) noexcept nogil:
 
 # -- the end ----------------------------------------------------------------------------------------------------------
 
+cdef void end_segment(WriterState* w, Partition* p) noexcept nogil:
+    """Bring the active segment to its exact length, and look whether it holds everything; nothing is synced."""
+    cdef int failed
+    p.ends_whole = not gw_load_relaxed(&p.failed) and p.kept.first is NULL and p.pending.first is NULL \
+        and p.sealed is NULL and p.active.base_offset == p.durable.segment_base \
+        and p.active.log.position == p.durable.position
+    if p.ends_whole:
+        active_flush_indexes(w.ops, p.active)
+        mark_indexes(p.active, &p.durable)
+    failed = active_seal(w.ops, p.active)
+    if failed:
+        end_fails(p, failed)
+
+
+cdef void end_fails(Partition* p, int failed) noexcept nogil:
+    p.ends_whole = False
+    if not gw_load_relaxed(&p.failed):
+        gw_store_relaxed(&p.failed_errno, <uint64_t>(-failed))
+        gw_store_relaxed(&p.failed_step, STEP_SEAL)
+
+
+cdef void sync_end(WriterState* w, Partition* p) noexcept nogil:
+    """What `end_segment` left."""
+    cdef int failed = w.ops.sync_all(p.active.log.fd)
+    if failed:
+        end_fails(p, failed)
+    if not p.active.index_error and (w.ops.sync_all(p.active.index_fd) or w.ops.sync_all(p.active.time_fd)):
+        p.active.index_error = EIO
+    # What never came to a commit is not promised, but a clean end says that all names are on the disk.
+    if (p.new_files and w.ops.sync_directory(p.directory)) or (p.new_directory and w.ops.sync_directory(p.parent)):
+        p.ends_whole = False
+
+
+cdef void sync_clean_mark(WriterState* w, Partition* p) noexcept nogil:
+    if w.ops.sync_all(p.watermark_fd):
+        bump(&p.watermark_errors, 1)
+
+
 cdef void write_clean_mark(WriterState* w, Partition* p) noexcept nogil:
     """Say that nothing follows the watermark's position, so that the next start need not look."""
     cdef uint8_t encoded[WATERMARK_BYTES]
     cdef WatermarkFields mark = p.durable
     mark.flags |= MARK_CLEAN
     watermark_encode(encoded, &mark)
-    if w.ops.write_at(p.watermark_fd, encoded, WATERMARK_BYTES, 0) or w.ops.sync_all(p.watermark_fd):
+    if w.ops.write_at(p.watermark_fd, encoded, WATERMARK_BYTES, 0):
         bump(&p.watermark_errors, 1)
+        p.ends_whole = False
 
 
-cdef void close_partition(WriterState* w, Partition* p) noexcept nogil:
-    cdef bint everything
-    cdef int failed
-    if p.active is NULL:
-        return
-    everything = not gw_load_relaxed(&p.failed) and p.kept.first is NULL and p.pending.first is NULL \
-        and p.sealed is NULL and p.active.base_offset == p.durable.segment_base \
-        and p.active.log.position == p.durable.position
-    if everything:
-        active_flush_indexes(w.ops, p.active)
-        mark_indexes(p.active, &p.durable)
-    failed = active_seal(w.ops, p.active)
-    if failed == 0:
-        failed = w.ops.sync_all(p.active.log.fd)
-    if failed and not gw_load_relaxed(&p.failed):
-        gw_store_relaxed(&p.failed_errno, <uint64_t>(-failed))
-        gw_store_relaxed(&p.failed_step, STEP_SEAL)
-    if p.active.index_error or w.ops.sync_all(p.active.index_fd) or w.ops.sync_all(p.active.time_fd):
-        bump(&p.index_errors, 1)
-        everything = False
-    # What never came to a commit is not promised, but a clean end says that all names are on the disk.
-    if (p.new_files and w.ops.sync_directory(p.directory)) or (p.new_directory and w.ops.sync_directory(p.parent)):
-        everything = False
-    close_active(w, p)
-    if everything and failed == 0:
-        write_clean_mark(w, p)
+cdef void* sync_share(void* argument) noexcept nogil:
+    cdef Share* share = <Share*>argument
+    cdef WriterState* w = share.w
+    cdef uint64_t i = share.first
+    while i < share.count:
+        if share.marks:
+            if w.partitions[i].ends_whole:
+                sync_clean_mark(w, w.partitions[i])
+        elif w.partitions[i].ends:
+            sync_end(w, w.partitions[i])
+        i += share.step
+    return NULL
+
+
+cdef void sync_each(WriterState* w, uint64_t count, bint marks) noexcept nogil:
+    """By several threads, each for its part of the partitions: the disk takes the syncs of many at once."""
+    cdef Share[SYNC_THREADS] shares
+    cdef pthread_t[SYNC_THREADS] threads
+    cdef uint64_t parts = min(<uint64_t>SYNC_THREADS, 1 + count // SYNCS_EACH) if w.sync_by_many else 1
+    cdef uint64_t i, started = 1
+    for i in range(parts):
+        shares[i] = Share(w, i, parts, count, marks)
+    while started < parts and pthread_create(&threads[started], NULL, sync_share, &shares[started]) == 0:
+        started += 1
+    sync_share(&shares[0])
+    for i in range(started, parts):
+        sync_share(&shares[i])      # there was no thread for it
+    for i in range(1, started):
+        pthread_join(threads[i], NULL)
+
+
+cdef void sync_ends(WriterState* w, uint64_t count, uint64_t ending, int fd, bint marks) noexcept nogil:
+    """With one call for all of them where that is allowed and they are many. fd: of any file there."""
+    if w.syncfs_files and ending >= w.syncfs_files:
+        bump(&w.synced_filesystems, 1)
+        if w.ops.sync_filesystem(fd) == 0:
+            return
+    sync_each(w, count, marks)
+
+
+cdef void close_partitions(WriterState* w) noexcept nogil:
+    """In steps, each for all of them: hundreds of syncs one after the other would take the disk many seconds."""
+    cdef uint64_t count = gw_load_acquire(&w.partition_count)
+    cdef uint64_t i, ending = 0
+    cdef Partition* p
+    cdef int fd = -1
+    for i in range(count):
+        p = w.partitions[i]
+        p.ends = p.active is not NULL
+        p.ends_whole = False
+        if p.ends:
+            end_segment(w, p)
+            ending += 1
+            fd = p.watermark_fd
+    sync_ends(w, count, ending, fd, False)
+    for i in range(count):
+        p = w.partitions[i]
+        if not p.ends:
+            continue
+        if p.active.index_error:
+            bump(&p.index_errors, 1)
+            p.ends_whole = False
+        close_active(w, p)
+        if p.ends_whole:
+            write_clean_mark(w, p)
+    sync_ends(w, count, ending, fd, True)
 
 
 cdef void free_partition(WriterState* w, Partition* p) noexcept nogil:

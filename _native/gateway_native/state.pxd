@@ -112,6 +112,8 @@ cdef struct Partition:
     bint rewritten                  # replaced since the last durable commit: a second failure is final
     bint in_commit                  # part of the commit under way
     bint roll                       # the open batch, or the next one, begins a new segment: the clock stepped
+    bint ends                       # had an active segment when the writer ended, …
+    bint ends_whole                 # … and that holds everything, so that its end is a clean one
     size_t batch_bytes              # its last batch: the next one gets a buffer for as much
     int rewrite_errno               # what made `rewriting`
     uint64_t rewrite_step
@@ -175,6 +177,7 @@ cdef struct WriterState:
     ManualTime* manual              # NULL: the machine's clocks
     uint64_t reserve_bytes          # of the disk, never filled with records; anyone may set it
     bint into_reserve               # the writer's: what is appended now may use it
+    bint sync_by_many               # at the end several threads may sync: the disk is a real one
     uint64_t syncfs_files           # from so many dirty files on, one syncfs instead; 0: never
     # Batch buffers.
     Batch* free_batches[BATCH_SIZES]    # by size
@@ -195,7 +198,9 @@ cdef struct WriterState:
     uint64_t dirty_bytes
     uint64_t dirty_waiting          # records since the last commit whose senders wait
     uint64_t waiting_in_commit      # how many of these had come when the last commit ended
+    uint64_t first_arrival_ns       # since the last commit ended; 0: none yet
     uint64_t last_arrival_ns
+    uint64_t prompt_commits         # how many may still begin as soon as those who wait fell silent
     uint64_t last_commit_ns         # when it began …
     uint64_t collected_ns           # … and when its end was seen
     uint64_t full_partitions        # with `full_disk`
@@ -217,7 +222,8 @@ cdef struct WriterState:
     int writer_fd
     int flusher_fd
     int health_fd
-    uint64_t writer_sleeping
+    uint64_t writer_sleeping        # AWAKE, SLEEPING or NAPPING (ring.pxd)
+    uint64_t followed_count         # partitions with `followed`
     uint64_t commit_state
     Partition* commit_list
     uint64_t stopping

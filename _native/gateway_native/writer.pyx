@@ -156,6 +156,7 @@ cdef class Writer:
         w.buffer_bytes_max = buffer_bytes
         w.reserve_bytes = <uint64_t>reserve_bytes
         w.syncfs_files = syncfs_files
+        w.sync_by_many = isinstance(storage, str)
         if clock is not None:
             w.manual = &clock.time
         self.ring_objects = []
@@ -342,7 +343,13 @@ cdef class Writer:
 
     def follow(self, uint32_t index, bint followed) -> None:
         """Does somebody wait to read the partition's next records? They are then committed as if their senders waited."""
-        gw_store_release(&self.partition(index).followed, 1 if followed else 0)
+        cdef Partition* p = self.partition(index)
+        cdef WriterState* w = &self.state
+        if gw_load_relaxed(&p.followed) == <uint64_t>followed:
+            return
+        gw_store_release(&p.followed, followed)
+        gw_store_release(&w.followed_count, w.followed_count + 1 if followed else w.followed_count - 1)
+        bell(w.writer_fd)               # it may nap over what is to be read
 
     def retry(self) -> None:
         """There may be room on the disk again: try now rather than within 200 ms."""

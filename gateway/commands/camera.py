@@ -181,7 +181,17 @@ def _configured(settings: dict[str, Any]) -> Any:
     try:
         return from_dict({"data": ".", "cameras": {"probed": settings}}).cameras["probed"]
     except ConfigError as error:
-        raise UsageError("\n".join(error.problems).replace("cameras.probed.", "")) from None
+        raise UsageError("\n".join(dict.fromkeys(_of_options(each) for each in error.problems))) from None
+
+
+def _of_options(problem: str) -> str:
+    """What is wrong with a configuration nobody wrote, in the words of the command line."""
+    problem = problem.removeprefix("configuration: ").removeprefix("cameras.probed.")
+    key, colon, text = problem.partition(": ")
+    if not colon or key == "url":
+        return text or problem
+    option = "timeout" if key.endswith("_timeout") else key.replace("_", "-")
+    return f"--{option}: {text}"
 
 
 def _finder() -> Any:

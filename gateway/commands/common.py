@@ -10,7 +10,7 @@ import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from datetime import datetime
+from datetime import datetime, tzinfo
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -110,6 +110,14 @@ def print_table(rows: Sequence[Sequence[str]], *, right: Sequence[int] = ()) -> 
 def say(text: str) -> None:
     """Tells a person something that is not part of the output."""
     click.echo(text, err=True)
+
+
+def check_range(zone: tzinfo, start: str | None, end: str | None) -> None:
+    """UsageError for times of which the second is before the first. ValueError for what is no time."""
+    from gateway.clock import parse_time
+
+    if start is not None and end is not None and parse_time(start, zone) > parse_time(end, zone):
+        raise UsageError(f"--start {start!r} is later than --end {end!r}: nothing lies between them.")
 
 
 @contextmanager

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from gateway.commands.common import (
+    check_range,
     command_with_examples,
     data_options,
     json_option,
@@ -34,7 +35,7 @@ FORMATS = ("parquet", "arrow", "csv", "jsonl")
     gateway export gate-1 clip.mp4 --start "2026-11-23 08:00" --end "2026-11-23 08:05"
     gateway export gate-1 clip.mp4 --start -10m
     gateway export telemetry monday.parquet --start 2026-11-23 --end 2026-11-24
-    gateway export telemetry temperatures.csv --key 'plant/+/temperature'
+    gateway export telemetry temperatures.csv --key 'plant/+/+/temperature'
     gateway export telemetry gate-1 everything.mcap --start -1h
     gateway export telemetry lake/ --format parquet
     gateway export telemetry lake/ --resume
@@ -77,6 +78,8 @@ def command(
     import gateway
 
     log = gateway.open(data)
+    with values_are_usage():
+        check_range(log.timezone, start, end)
     if out.suffix.lower() == VIDEO_SUFFIX:
         if keys or no_retained or format_name or resume or len(streams) > 1:
             raise UsageError(
@@ -138,20 +141,25 @@ def _export_records(
         damages += 1
         say(f"{damage}; going on behind it.")
 
-    with values_are_usage(), progress("Exporting") as step:
-        report = log.export(
-            out,
-            streams,
-            start,
-            end,
-            keys=list(keys) or None,
-            retained=retained,
-            format=format_name,
-            resume=resume,
-            overwrite=overwrite,
-            progress=step,
-            on_gap=tell,
-        )
+    try:
+        with values_are_usage(), progress("Exporting") as step:
+            report = log.export(
+                out,
+                streams,
+                start,
+                end,
+                keys=list(keys) or None,
+                retained=retained,
+                format=format_name,
+                resume=resume,
+                overwrite=overwrite,
+                progress=step,
+                on_gap=tell,
+            )
+    except KeyboardInterrupt:
+        if out.is_dir():
+            say(f"Interrupted. The files that are in {out} are whole; --resume goes on behind them.")
+        raise
     _show(out, report, as_json)
     return DamageError.exit_code if damages else 0
 

@@ -14,7 +14,14 @@ from gateway.commands.common import (
     progress,
     values_are_usage,
 )
-from gateway.commands.pictures import PROGRESS_STEPS, check_format, say_written, size_option, write_picture
+from gateway.commands.pictures import (
+    PROGRESS_STEPS,
+    camera_stream,
+    check_format,
+    say_written,
+    size_option,
+    write_picture,
+)
 
 if TYPE_CHECKING:
     from gateway.replay.decoding import Size
@@ -51,10 +58,8 @@ def command(
     data: Path,
 ) -> None:
     """Write to OUT (.png or .jpg) the picture of camera STREAM that was on screen at the time AT."""
-    import gateway
-
     check_format(out)
-    opened = gateway.open(data)[stream]
+    opened = camera_stream(data, stream)
     with values_are_usage(), progress("Decoding") as step:
         frame = opened.at(
             at,

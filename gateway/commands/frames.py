@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from gateway.clock import NS_PER_MS
-from gateway.commands.common import command_with_examples, data_options, progress, values_are_usage
+from gateway.commands.common import check_range, command_with_examples, data_options, progress, values_are_usage
 from gateway.commands.pictures import FORMATS, as_object, size_option, write_picture
 from gateway.errors import GatewayError, NoFrame
 
@@ -61,6 +61,7 @@ def command(
     opened = gateway.open(data)[stream]
     count = damaged = 0
     with values_are_usage(), progress("Writing pictures") as step:
+        check_range(opened.zone, start, end)
         frames = opened.frames(start, end, every=every, keys_only=keys_only, camera=camera, size=size)
         first, last = _bounds(opened, start, end)
         for frame in frames:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from gateway.commands.common import print_json
-from gateway.errors import GatewayError, UsageError
+from gateway.errors import GatewayError, StreamNotFound, UsageError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from gateway import Frame
     from gateway.replay.decoding import Size
+    from gateway.replay.log import Stream
 
 FORMATS = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
 # Steps of a progress bar for something whose progress is 0.0 to 1.0.
@@ -39,10 +40,28 @@ size_option: Callable[[Any], Any] = click.option(
 )
 
 
+def camera_stream(data: Path, name: str) -> Stream:
+    """A camera's stream. Raises StreamNotFound, or GatewayError which says why the camera has none yet."""
+    import gateway
+    from gateway import camera_status
+
+    try:
+        return gateway.open(data)[name]
+    except StreamNotFound:
+        report = camera_status.read(data)
+        camera = next((each for each in report.cameras if each.name == name), None) if report else None
+        if camera is None:
+            raise
+        why = f" ({camera.last_error})" if camera.last_error else ""
+        raise GatewayError(f"The camera {name!r} has recorded nothing yet; its state is {camera.state}{why}.") from None
+
+
 def check_format(out: Path) -> None:
-    """UsageError unless the name's ending is a picture format."""
+    """UsageError unless the name's ending is a picture format, GatewayError if it is to stand in no directory."""
     if out.suffix.lower() not in FORMATS:
         raise UsageError(f"{out} names no picture format; end it in .png or .jpg.")
+    if not out.parent.is_dir():
+        raise GatewayError(f"The directory {out.parent} does not exist; create it first.")
 
 
 def write_picture(path: Path, pixels: NDArray[np.uint8]) -> None:
@@ -56,6 +75,8 @@ def write_picture(path: Path, pixels: NDArray[np.uint8]) -> None:
     try:
         partial.write_bytes(buffer.tobytes())
         partial.replace(path)
+    except OSError as error:
+        raise GatewayError(f"{path} cannot be written: {error.strerror or error}.") from error
     finally:
         partial.unlink(missing_ok=True)
 

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Literal
 
 import click
 
-from gateway.commands.common import command_with_examples, data_options, say, values_are_usage
-from gateway.errors import DamageError, UsageError
+from gateway.commands.common import check_range, command_with_examples, data_options, say, values_are_usage
+from gateway.errors import DamageError, GatewayError, UsageError
 from gateway.replay import text as output
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ _OFFSETS = re.compile(r"(-?\d+)?:(-?\d+)?")
     """
     gateway read telemetry --start -10m
     gateway read telemetry --start "2026-11-23 08:00" --end "2026-11-23 09:00" --json
-    gateway read telemetry --key 'plant/+/temperature' --csv > temperatures.csv
+    gateway read telemetry --key 'plant/+/+/temperature' --csv > temperatures.csv
     gateway read telemetry --offsets -10:
     gateway read telemetry --no-retained
     gateway read telemetry --follow --json | jq .value
@@ -98,8 +98,11 @@ def command(
         _print_from_cursor(cursor, list(keys) or None, not no_retained, limit, shape, follow, gaps)
         return DamageError.exit_code if gaps.count else 0
     with values_are_usage():
+        check_range(opened.zone, start, end)
         records = _records(opened, start, end, list(keys) or None, offsets, follow, gaps, not no_retained)
-    _print(itertools.islice(records, limit) if limit else records, shape, flush_each=follow)
+    printed = _print(itertools.islice(records, limit) if limit else records, shape, flush_each=follow)
+    if not printed and not gaps.count:
+        _say_what_there_is(opened, keys)
     return DamageError.exit_code if gaps.count else 0
 
 
@@ -122,9 +125,9 @@ def _print_from_cursor(
         sys.stdout.flush()
     except KeyboardInterrupt:
         sys.stdout.flush()
-        cursor.commit()
+        _commit(cursor)
         raise
-    cursor.commit()
+    _commit(cursor)
     if cursor.lag:
         say(f"{cursor.lag:,} records more are there.")
 
@@ -136,8 +139,18 @@ def _noting(cursor: Cursor, records: Iterable[Record]) -> Iterator[Record]:
         yield record
         if time.monotonic() - noted >= COMMIT_INTERVAL_S:
             sys.stdout.flush()
-            cursor.commit()
+            _commit(cursor)
             noted = time.monotonic()
+
+
+def _commit(cursor: Cursor) -> None:
+    try:
+        cursor.commit()
+    except OSError as error:
+        raise GatewayError(
+            f"The cursor {cursor.path} cannot be written: {error.strerror or error}. What was printed since it was "
+            "last noted will be printed again."
+        ) from error
 
 
 class _Gaps:
@@ -208,12 +221,30 @@ def parse_offsets(text: str | None, first: int, end: int) -> tuple[int, int | No
     return low, high
 
 
-def _print(records: Iterable[Record], shape: str | None, *, flush_each: bool) -> None:
+def _say_what_there_is(stream: Stream, keys: tuple[str, ...]) -> None:
+    """Nothing was found: a range or filter that is not meant so looks the same as a quiet sensor."""
+    known = stream.describe()
+    if not known["records"]:
+        say(f"{stream.name!r} holds no records.")
+        return
+    oldest, newest = (known[name].isoformat(timespec="milliseconds") for name in ("oldest", "newest"))
+    matching = " with such a key" if keys else ""
+    say(
+        f"No record{matching} is in that range; {stream.name!r} has the offsets {known['log_start_offset']} to "
+        f"{known['durable_offset'] - 1}, from {oldest} to {newest}."
+    )
+
+
+def _print(records: Iterable[Record], shape: str | None, *, flush_each: bool) -> int:
+    """How many there were."""
     formatter: output.Formatter = {"json": output.as_json, "csv": output.as_csv}.get(shape or "", output.as_text)
     write = sys.stdout.write
     if shape == "csv":
         write(output.csv_line(output.CSV_COLUMNS))
+    count = 0
     for record in records:
         write(formatter(record))
+        count += 1
         if flush_each:
             sys.stdout.flush()
+    return count

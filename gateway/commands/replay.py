@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Literal
 import click
 
 from gateway.commands.common import (
+    check_range,
     command_with_examples,
     data_options,
     json_option,
@@ -33,7 +34,7 @@ MS_PER_STEP = 1000
     "Publish recorded messages again.",
     """
     gateway replay telemetry --to mqtt://127.0.0.1:1883 --start -1h
-    gateway replay telemetry --to mqtt://127.0.0.1:1883 --start -1d --speed 10 --key 'plant/+/temperature'
+    gateway replay telemetry --to mqtt://127.0.0.1:1883 --start -1d --speed 10 --key 'plant/+/+/temperature'
     gateway replay telemetry alarms --to mqtt://127.0.0.1:1883 --speed max --prefix replay/
     GATEWAY_MQTT_PASSWORD=secret gateway replay telemetry --to mqtts://broker:8883 --username analyst
     """,
@@ -98,6 +99,8 @@ def command(
         say(f"{damage}; going on behind it.")
 
     with values_are_usage():
+        check_range(log.timezone, start, end)
+        changes = Changes(prefix, qos, keep_retain)
         merged = log.merge(streams, start, end, keys=list(keys) or None, retained=not no_retained, on_gap=tell)
     report = RepublishReport()
     span = _span(log, streams, start, end)
@@ -108,7 +111,6 @@ def command(
             def moved(record: Record) -> None:
                 step(record.timestamp_ms - span[0], span[1] - span[0])
 
-            changes = Changes(prefix, qos, keep_retain)
             republish((each.record for each in merged), target, pace, changes, report, moved)
     except KeyboardInterrupt:
         _show(report, url, as_json)
@@ -147,7 +149,10 @@ def _broker(url: str, username: str | None, password_file: Path | None, tls_ca: 
         return BrokerConfig.model_validate({name: value for name, value in given.items() if value is not None})
     except ValidationError as error:
         # Not the error itself, which shows what was given: a URL may hold a password.
-        told = "; ".join(f"{each['loc'][0] if each['loc'] else 'options'}: {each['msg']}" for each in error.errors())
+        told = "; ".join(
+            f"{each['loc'][0] if each['loc'] else 'options'}: {each['msg'].removeprefix('Value error, ')}"
+            for each in error.errors()
+        )
         raise UsageError(f"The broker cannot be used like that: {told.removesuffix('.')}.") from None
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from gateway.commands.common import command_with_examples, data_options, json_option, values_are_usage
-from gateway.commands.pictures import check_format, say_written, size_option, write_picture
+from gateway.commands.pictures import camera_stream, check_format, say_written, size_option, write_picture
 
 if TYPE_CHECKING:
     from gateway.replay.decoding import Size
@@ -36,10 +36,8 @@ def command(
 
     Exit code 1 if it is older than --max-age: an old picture is not shown as if it were of now.
     """
-    import gateway
-
     check_format(out)
     with values_are_usage():
-        frame = gateway.open(data)[stream].snapshot(max_age=max_age, camera=camera, size=size)
+        frame = camera_stream(data, stream).snapshot(max_age=max_age, camera=camera, size=size)
     write_picture(out, frame.bgr)
     say_written(out, frame, as_json=as_json)

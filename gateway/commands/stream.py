@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -15,10 +15,14 @@ from gateway.commands.common import (
     json_option,
     print_json,
     print_table,
+    say,
     values_are_usage,
 )
 from gateway.commands.rates import bytes_per_day, days_until_full, growth, rate
 from gateway.config.model import Retention
+
+if TYPE_CHECKING:
+    from gateway import Log
 
 
 @click.group("stream")
@@ -36,7 +40,7 @@ def command() -> None:
 )
 @json_option
 @data_options
-def list_streams(as_json: bool, data: Path) -> None:
+def list_streams(as_json: bool, data: Path) -> int:
     """List streams with their offsets, oldest and newest record and size, and how fast they grow.
 
     Rates are averages over what a stream holds. Days until the disk is full are those at these rates, without regard
@@ -46,20 +50,36 @@ def list_streams(as_json: bool, data: Path) -> None:
     from gateway.ingest.disk import space
 
     log = gateway.open(data)
-    streams = [{"stream": name, **_described(log[name].describe())} for name in log.streams()]
+    streams, unreadable = _all_described(log)
     room = space(data)
     days = days_until_full((growth(stream, Retention()) for stream in streams), room.free_bytes)
     if as_json:
         disk = {"free_bytes": room.free_bytes, "total_bytes": room.total_bytes, "days_until_full": days}
-        print_json({"data": str(data), "timezone": str(log.timezone), "disk": disk, "streams": streams})
-        return
+        report = {"data": str(data), "timezone": str(log.timezone), "disk": disk, "streams": streams}
+        print_json({**report, **({"unreadable": unreadable} if unreadable else {})})
+        return 1 if unreadable else 0
+    for name, problem in unreadable.items():
+        say(f"{name} cannot be looked at: {problem}.")
     if not streams:
-        click.echo(f"There are no streams in {data} yet.")
-        return
+        click.echo(f"There are no streams in {data} yet." if not unreadable else "No stream can be looked at.")
+        return 1 if unreadable else 0
     heading = ("STREAM", "RECORDS", "OFFSETS", "SIZE", "SEGMENTS", "RECORDS/S", "BYTES/DAY", "OLDEST", "NEWEST")
     print_table([heading, *(_row(stream) for stream in streams)], right=(1, 3, 4, 5, 6))
     until = "" if days is None else f", full after {days:,.1f} days at these rates"
     click.echo(f"\n{format_size(room.free_bytes)} of {format_size(room.total_bytes)} are free{until}.")
+    return 1 if unreadable else 0
+
+
+def _all_described(log: Log) -> tuple[list[dict[str, Any]], dict[str, str]]:
+    """Every stream that can be read, and of those that cannot why: one of them hides no other."""
+    streams: list[dict[str, Any]] = []
+    unreadable: dict[str, str] = {}
+    for name in log.streams():
+        try:
+            streams.append({"stream": name, **_described(log[name].describe())})
+        except OSError as error:
+            unreadable[name] = f"{error.filename}: {error.strerror or error}"
+    return streams, unreadable
 
 
 @command_with_examples(

@@ -27,6 +27,7 @@ def overlaps(config: Config) -> list[Problem]:
         *_source_names(config),
         *_binds(config),
         *_client_ids(config),
+        *_exact_engines(config),
         *_camera_streams(config),
         *_camera_engines(config),
         *_routes(config),
@@ -75,8 +76,19 @@ def _source_names(config: Config) -> Iterator[Problem]:
         first.setdefault(path[-1], path)
 
 
+def _exact_engines(config: Config) -> Iterator[Problem]:
+    """paho answers a QoS 2 message before anybody has seen it, and keeps it in memory until its release."""
+    for name, subscriber in config.mqtt.subscribers.items():
+        for index, route in enumerate(subscriber.routes):
+            if route.qos == 2 and subscriber.engine == "aiomqtt":
+                yield (
+                    ("mqtt", "subscribers", name, "routes", index, "qos"),
+                    'engine = "aiomqtt" answers QoS 2 before it is on disk; use engine = "native", or qos = 1',
+                )
+
+
 def _internal_streams(config: Config) -> Iterator[Problem]:
-    """What listeners remember of sessions must stand alone in its stream."""
+    """What is remembered of sessions must stand alone in its stream."""
     text = f"{SESSIONS_STREAM} is the gateway's own; choose another stream"
     for path, source in _named(config):
         if isinstance(source, CameraConfig):

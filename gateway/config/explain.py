@@ -20,7 +20,6 @@ _LATER = {
 }
 _LATER_VALUES = {
     ("engine", "aiomqtt"): "only an MQTT subscriber has this engine; leave the key out",
-    ("qos", 2): "QoS 2 is not in this version; use 1, which is acknowledged only when on disk",
 }
 _TYPES = {
     "string_type": 'must be text in quotes, as in "text"',

@@ -173,7 +173,7 @@ class Route(Section):
 class SubscriberRoute(Route):
     """A route of a subscriber, which also says with which quality of service it subscribes."""
 
-    qos: Literal[0, 1] = 1
+    qos: Literal[0, 1, 2] = 1
 
 
 class ListenerConfig(Section):
@@ -312,6 +312,11 @@ class SubscriberConfig(BrokerConfig):
     routes: list[SubscriberRoute] = Field(min_length=1)
     clean_session: bool = False
 
+    @property
+    def records_exactly_once(self) -> bool:
+        """Some messages are, whatever restarts: it keeps a session of its own beside the broker's."""
+        return not self.clean_session and any(route.qos == 2 for route in self.routes)
+
 
 class ControlConfig(BrokerConfig):
     """``[control]``: the gateway tells a broker how it is, and takes commands there if that is allowed."""
@@ -445,6 +450,14 @@ class Config(Section):
         return {**self.mqtt.listeners, **self.mqtt.subscribers, **self.cameras}
 
     @property
+    def keeping_sessions(self) -> list[str]:
+        """The sources that keep sessions of MQTT across restarts."""
+        return [
+            *self.mqtt.listeners,
+            *(name for name, subscriber in self.mqtt.subscribers.items() if subscriber.records_exactly_once),
+        ]
+
+    @property
     def control_topic(self) -> str:
         """What all topics of the control plane begin with."""
         return (self.control.topic if self.control else None) or f"gateway/{self.site.name}"
@@ -454,7 +467,7 @@ class Config(Section):
         streams = {camera.stream for camera in self.cameras.values()}
         for listener in self.mqtt.listeners.values():
             streams |= {route.known_stream for route in listener.routes}
-        if self.mqtt.listeners:
+        if self.keeping_sessions:
             streams.add(SESSIONS_STREAM)
         for subscriber in self.mqtt.subscribers.values():
             streams |= {route.known_stream for route in subscriber.routes}

@@ -167,11 +167,29 @@ def check_broker_url(url: str) -> str:
     return _check_url(url, ("mqtt", "mqtts"), "mqtt://broker.local:1883", path_allowed=False)
 
 
+# What a device of the machine may be asked for, behind its path.
+DEVICE_OPTIONS = {"format": "mjpeg|h264|hevc", "size": "[0-9]{1,5}x[0-9]{1,5}", "fps": "[0-9]{1,3}"}
+
+
+def _check_device(url: str) -> str:
+    example = "v4l2:///dev/video0?format=mjpeg&size=1280x720&fps=30"
+    parts = urlsplit(url)
+    if parts.netloc or not parts.path.startswith("/dev/") or "\0" in url or parts.fragment:
+        raise ValueError(f"a camera of this machine is a device, as in '{example}'")
+    for option in filter(None, parts.query.split("&")):
+        name, _, value = option.partition("=")
+        if name not in DEVICE_OPTIONS or not re.fullmatch(DEVICE_OPTIONS[name], value):
+            raise ValueError(f"{option!r} is none of {', '.join(DEVICE_OPTIONS)} with a value; write as in '{example}'")
+    return url
+
+
 def check_camera_url(url: str) -> str:
     if url.startswith("file:"):
         if not url.startswith("file:///") or "\0" in url:
             raise ValueError("a file has an absolute path, as in 'file:///srv/clips/gate.mp4'")
         return url
+    if url.startswith("v4l2:"):
+        return _check_device(url)
     return _check_url(url, ("rtsp", "rtsps", "http", "https"), "rtsp://10.0.0.11/main", path_allowed=True)
 
 

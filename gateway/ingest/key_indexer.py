@@ -19,7 +19,7 @@ from gateway.log.layout import partition_path, segment_name
 # An index takes hardly more than this part of its segment (15 % with values of 64 bytes); without so much room above
 # the reserve it is left out.
 INDEX_SHARE = 0.25
-NICE = 10
+NICE = 19
 
 
 class KeyIndexer:

@@ -57,7 +57,7 @@ def check(config: Config) -> None:
         raise ConfigError(problems)
 
 
-# What a listener writes of its clients' sessions goes through a small ring of its own.
+# What is written of MQTT sessions goes through a small ring for each listener, and each subscriber with QoS 2.
 SESSION_RING_BYTES = 2**20
 
 
@@ -72,8 +72,8 @@ def rings(config: Config) -> int:
 
 
 def session_rings_bytes(config: Config) -> int:
-    """A small ring for each listener's sessions."""
-    return len(config.mqtt.listeners) * SESSION_RING_BYTES
+    """A small ring for each source that keeps sessions."""
+    return len(config.keeping_sessions) * SESSION_RING_BYTES
 
 
 # Large requests of Kafka clients have so much memory, all clients together …
@@ -110,7 +110,7 @@ def _descriptors(config: Config) -> Sum:
     connections = sum(listener.connections_max for listener in config.mqtt.listeners.values())
     # Each of a Kafka client's may have a segment open beside its socket.
     connections += 2 * config.kafka.connections_max if config.kafka is not None else 0
-    others = DESCRIPTORS_PER_RING * (rings(config) + len(config.mqtt.listeners)) + DESCRIPTORS_MARGIN
+    others = DESCRIPTORS_PER_RING * (rings(config) + len(config.keeping_sessions)) + DESCRIPTORS_MARGIN
     others += len(config.cameras)  # a socket each
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     return Sum(
@@ -125,7 +125,7 @@ def _descriptors(config: Config) -> Sum:
 def _mappings(config: Config) -> Sum:
     streams = len(config.written_streams())
     per_stream = MAPPINGS_PER_STREAM if config.disk.append == "mapped" else 0
-    others = rings(config) + len(config.mqtt.listeners) + MAPPINGS_MARGIN
+    others = rings(config) + len(config.keeping_sessions) + MAPPINGS_MARGIN
     return Sum(
         "mappings",
         per_stream * streams + others,
@@ -143,7 +143,7 @@ def _memory(config: Config) -> Sum:
     return Sum(
         "memory",
         memory_bytes(config),
-        f"{count} rings of {format_size(limits.ring_bytes)} + {format_size(sessions_bytes)} of listeners' small ones"
+        f"{count} rings of {format_size(limits.ring_bytes)} + {format_size(sessions_bytes)} of small ones for sessions"
         f" + {format_size(limits.buffer_bytes)} of buffers + {format_size(KEY_INDEX_BYTES)} for key indexes"
         + (f" + {format_size(kafka_bytes(config))} of the Kafka endpoint" if config.kafka is not None else ""),
         min(available, default=None),

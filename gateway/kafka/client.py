@@ -111,7 +111,9 @@ class _Connection:
         while got < size:
             count = self._socket.recv_into(view[got:])
             if not count:
-                raise ConnectionResetError("it closed the connection")
+                raise ConnectionResetError(
+                    "it closed the connection; perhaps it asks for a login, or for TLS (kafkas://)"
+                )
             got += count
         return bytes(data)
 
@@ -170,6 +172,11 @@ class Client:
         self._login = login
         self._connections: dict[tuple[str, int], _Connection] = {}
         weakref.finalize(self, _close_all, self._connections)
+
+    @property
+    def address(self) -> tuple[str, int]:
+        """Of the broker that is asked first."""
+        return self._address
 
     def close(self) -> None:
         """Close all connections; the next call makes new ones."""

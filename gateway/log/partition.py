@@ -16,7 +16,7 @@ from gateway_native import batch, watermark
 from gateway.log.chunks import Decode, OnDamage, Rows, SegmentChunks, report_damage
 from gateway.log.index import NO_TIMESTAMP, SegmentIndexes, TimeEntry
 from gateway.log.keyed import LOG_BYTES_MIN, KeyedChunks
-from gateway.log.layout import WATERMARK_FILE, segment_name
+from gateway.log.layout import WATERMARK_FILE, read_meta, segment_name
 from gateway.log.segment import Damage, Segment, Walk, WalkEnd
 from gateway.log.segments import FOREVER, SegmentList, Span
 
@@ -70,6 +70,11 @@ class PartitionReader:
         self._segments = SegmentList(directory)
         self._first: dict[int, int] = {}  # by base offset: times that never change, of sealed segments or first batches
         self._newest: dict[int, int] = {}
+
+    @property
+    def identity(self) -> str:
+        """What a cursor knows the data directory by: when it was made. FormatError if it is none."""
+        return read_meta(self.directory.parent).created
 
     def segments(self) -> list[int]:
         """Base offsets of the segments, ascending, those that are not durable included."""

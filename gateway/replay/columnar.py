@@ -73,6 +73,9 @@ class Shape:
 
     @classmethod
     def of(cls, *, view: bool, options: Options) -> Shape:
+        """TypeError for an option that there is not."""
+        if unknown := set(options) - set(Options.__annotations__):
+            raise TypeError(f"{min(unknown)!r} is no option; there are {', '.join(Options.__annotations__)}")
         topic, headers = options.get("topic"), options.get("headers", False)
         return cls(
             values=options.get("values", "bytes"),
@@ -159,7 +162,7 @@ class Columnar(ABC):
 
     def to_polars(self, **options: Unpack[Options]) -> pl.DataFrame:
         """A polars.DataFrame. Payloads are not copied: they stay in the mapped log."""
-        polars = _library("polars", "Polars")
+        polars = library("polars", "Polars")
         frame: pl.DataFrame = polars.from_arrow(
             self._read(Shape.of(view=True, options=options)).read_all(), rechunk=False
         )
@@ -167,7 +170,7 @@ class Columnar(ABC):
 
     def to_pandas(self, **options: Unpack[Options]) -> pd.DataFrame:
         """A pandas.DataFrame. Payloads are Python bytes there: typed `values` take far less."""
-        _library("pandas", "pandas")
+        library("pandas", "pandas")
         table = self._read(Shape.of(view=False, options=options)).read_all()
         frame: pd.DataFrame = table.to_pandas(split_blocks=True, self_destruct=True)
         return frame
@@ -179,7 +182,7 @@ class Columnar(ABC):
 
         It holds no records: each query reads the log anew, in batches, without copying payloads.
         """
-        database = _library("duckdb", "DuckDB")
+        database = library("duckdb", "DuckDB")
         shape = Shape.of(view=True, options=options)
         if connection is None:
             connection = database.default_connection()
@@ -190,7 +193,7 @@ class Columnar(ABC):
         return self._read(Shape()).__arrow_c_stream__(requested_schema)
 
     def _read(self, shape: Shape) -> pa.RecordBatchReader:
-        pyarrow = _library("pyarrow", "Arrow")
+        pyarrow = library("pyarrow", "Arrow")
         shaped = self.shaped(shape)
         self._bad = shaped.bad
         return pyarrow.RecordBatchReader.from_batches(shaped.schema, _to_the_end(shaped))
@@ -218,8 +221,10 @@ def _to_the_end(shaped: Shaped) -> Iterator[pa.RecordBatch]:
     shaped.bad.warn()
 
 
-def _library(name: str, called: str) -> Any:
+def library(name: str, called: str) -> Any:
+    """A library of an extra. GatewayError, which says what brings it, if it is not there."""
     try:
         return importlib.import_module(name)
     except ImportError as error:
-        raise GatewayError(f"{called} is not installed: pip install 'gateway[replay]' brings it.") from error
+        extra = "replay" if name == "pyarrow" else "frames"
+        raise GatewayError(f"{called} is not installed: pip install 'gateway[{extra}]' brings it.") from error

@@ -2,14 +2,15 @@
 
 A cursor is committed by the reader, after it has done its work with the records: so each is handed out at least once,
 and again if the reader ended between its work and the commit. Two readers have two files and do not know of each other.
-What is durable when: `commit` returns when the position is on the disk; a crash leaves the old one or the new.
+At a distance (``kafka://``) the broker is known by its address. What is durable when: `commit` returns when the
+position is on the disk; a crash leaves the old one or the new.
 """
 
 from __future__ import annotations
 
 import json
 import threading
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -17,7 +18,6 @@ from gateway_native import batch
 
 from gateway.errors import FormatError
 from gateway.log.files import FILES, replace
-from gateway.log.layout import read_meta
 from gateway.replay.follow import Follower
 from gateway.replay.records import GapReport, OnGap, Record
 
@@ -37,13 +37,13 @@ class Cursor:
     def __init__(self, stream: Stream, path: str | Path, start: int | Literal["start", "end"] | str = "start") -> None:
         """start: where to begin when there is no file yet: an offset, "start", "end", or a time.
 
-        FormatError if the file is no cursor, or one of another stream or data directory.
+        FormatError if the file is no cursor, or one of another stream or data directory, or of a longer log than this.
         """
         self.path = Path(path)
         self.stream = stream
-        self._identity = {"stream": stream.name, "log": read_meta(stream.reader.directory.parent).created}
+        self._identity = {"stream": stream.name, "log": stream.reader.identity}
         self.committed = self._load()
-        self._position = stream.position_of(start) if self.committed is None else self.committed
+        self._position = stream.position_of(start) if self.committed is None else self._still_there(self.committed)
         self._following: Follower | None = None
 
     def __repr__(self) -> str:
@@ -135,6 +135,16 @@ class Cursor:
         self._following = self.stream.follower(self.position, keys=keys, retained=retained, report=report)
         return self._following
 
+    def _still_there(self, committed: int) -> int:
+        """FormatError for a position behind the end: what will be recorded up to there would never be handed out."""
+        end = self.stream.durable_offset
+        if committed > end:
+            raise FormatError(
+                f"{self.path} stands at offset {committed}, but {self.stream.name!r} ends at {end}: this is an older "
+                "copy of the log. Use another file, which begins where you say."
+            )
+        return committed
+
     def _load(self) -> int | None:
         try:
             content = parse_cursor(self.path)
@@ -142,10 +152,16 @@ class Cursor:
             return None
         if {name: content[name] for name in self._identity} != self._identity:
             raise FormatError(
-                f"{self.path} is a cursor of the stream {content['stream']!r} in a data directory made "
-                f"{content['log']}, not of {self.stream.name!r} in one made {self._identity['log']}; use another file."
+                f"{self.path} is a cursor of {_told(content)}, not of {_told(self._identity)}; use another file."
             )
         return int(content["offset"])
+
+
+def _told(identity: Mapping[str, Any]) -> str:
+    """A stream, and the log that it is in."""
+    log = identity["log"]
+    place = f"at {log}" if "://" in log else f"in a data directory made {log}"
+    return f"the stream {identity['stream']!r} {place}"
 
 
 def parse_cursor(path: Path) -> dict[str, Any]:

@@ -28,7 +28,8 @@ def check_size(size: Size | None) -> Size | None:
     """`size` itself; UsageError when nothing can be that large."""
     if size is None:
         return None
-    if all(side is None for side in size):
+    given: object = size
+    if not isinstance(given, tuple | list) or len(given) != 2 or all(side is None for side in given):
         raise UsageError(f"A size is (width, height) in pixels, of which one may be None, not {size!r}.")
     for side in size:
         if side is not None and not 1 <= side <= _SIDE_MAX:

@@ -159,7 +159,10 @@ def _span(pictures: Pictures, start_ms: int | None, end_ms: int | None) -> str:
 def _partial(target: Path) -> Path:
     """A new empty file beside the target, so that giving it its name later moves no data."""
     partial = target.parent / f".{target.name}.{secrets.token_hex(4)}.part"
-    partial.open("xb").close()
+    try:
+        partial.open("xb").close()
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(target)) from error  # the file that was asked for
     return partial
 
 

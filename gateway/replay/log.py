@@ -17,9 +17,10 @@ from zoneinfo import ZoneInfo
 from gateway_native import batch
 
 from gateway import clock
-from gateway.errors import GatewayError, StreamNotFound
+from gateway.errors import GatewayError, StreamNotFound, UsageError
 from gateway.log.layout import list_partitions, read_meta
 from gateway.log.partition import PartitionReader
+from gateway.replay.columnar import library
 from gateway.replay.records import GapReport, OnGap, Record, Records, moment
 
 if TYPE_CHECKING:
@@ -93,10 +94,11 @@ class Log:
         screen then, at most `frame_max_age` old. streams: names; default: all. keys: as for `Stream.read`. The cost
         follows from how much was recorded in `max_age`.
         """
+        library("pyarrow", "Arrow")
         from gateway.replay import moments
 
         return moments.at(
-            [self[name] for name in (self.streams() if streams is None else streams)],
+            [self[name] for name in self._named(streams)],
             clock.parse_time(when, self.timezone),
             clock.parse_duration(max_age),
             clock.parse_duration(frame_max_age),
@@ -211,11 +213,15 @@ class Log:
         return follow_merged(followers, poll_s, stop or threading.Event())
 
     def _chosen(self, streams: Iterable[str] | None) -> list[Stream]:
-        named = (streams,) if isinstance(streams, str) else streams
-        names = self.streams() if named is None else list(dict.fromkeys(named))
+        names = self._named(streams)
         if len(names) > MERGED_STREAMS_MAX:
             raise ValueError(f"{len(names)} streams are too many to read together; name at most {MERGED_STREAMS_MAX}")
         return [self[name] for name in names]
+
+    def _named(self, streams: Iterable[str] | None) -> list[str]:
+        """One name, several, or None for all that are there."""
+        named = (streams,) if isinstance(streams, str) else streams
+        return self.streams() if named is None else list(dict.fromkeys(named))
 
 
 class Stream:
@@ -493,11 +499,19 @@ class Stream:
 
 
 def _span(offsets: tuple[int | None, int | None] | range | None) -> tuple[int | None, int | None]:
+    if offsets is None:
+        return None, None
     if isinstance(offsets, range):
         if offsets.step != 1:
             raise ValueError("a range of offsets has the step 1")
         return offsets.start, offsets.stop
-    return offsets if offsets is not None else (None, None)
+    try:
+        first, end = offsets
+    except (TypeError, ValueError):
+        raise TypeError(f"offsets is (first, end), either of them None, or a range; not {offsets!r}") from None
+    if any(each is not None and each < 0 for each in (first, end)):
+        raise ValueError(f"{offsets!r}: offsets count from 0; the last ten begin at durable_offset - 10")
+    return first, end
 
 
 def open(  # noqa: A001  # gateway.open(…) reads as it should
@@ -515,7 +529,15 @@ def open(  # noqa: A001  # gateway.open(…) reads as it should
     Raises FormatError if it is no data directory, or if a newer Gateway wrote it; UsageError for a URL that is none.
     """
     if isinstance(data, str) and data.startswith(("kafka://", "kafkas://")):
-        from gateway.replay.remote import open_remote
+        try:
+            from gateway.replay.remote import open_remote
+        except ModuleNotFoundError as error:
+            raise GatewayError(
+                f"Reading over the network needs the package {str(error.name).partition('.')[0]!r}: "
+                "pip install 'gateway[kafka]' brings it."
+            ) from error
 
         return open_remote(data, username=username, password=password, tls_ca=tls_ca, timezone=timezone)
+    if isinstance(data, str) and "://" in data:
+        raise UsageError('Only a data directory, "kafka://host:port" and "kafkas://host:port" can be opened.')
     return Log(data)

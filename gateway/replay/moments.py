@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import html
 from collections.abc import Iterator
+from datetime import UTC
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -66,7 +67,9 @@ def at(streams: list[Stream], when_ns: int, max_age_ns: int, frame_max_age_ns: i
         offsets = _last_offsets(stream.read(moment(begin_ms), moment(end_ms), keys=keys))
         rows += _records_at(stream, sorted(offsets.values()))
     rows.sort(key=lambda row: (row.stream.name, row.record.key or b""))
-    return Moment(when_ns, frame_max_age_ns, tuple(rows))
+    zone = streams[0].zone if streams else UTC
+    asked = f"{format_time(when_ns, zone)}, {len(rows)} keys in the {format_duration(max_age_ns)} before"
+    return Moment(when_ns, frame_max_age_ns, tuple(rows), asked)
 
 
 def _last_offsets(records: Records) -> dict[bytes, int]:
@@ -109,7 +112,9 @@ class Moment(Columnar):
     null for cameras.
     """
 
-    def __init__(self, when_ns: int, frame_max_age_ns: int, rows: tuple[Latest, ...]) -> None:
+    def __init__(self, when_ns: int, frame_max_age_ns: int, rows: tuple[Latest, ...], asked: str) -> None:
+        """asked: the instant and what was found, for people."""
+        self._asked = asked
         self.when_ns = when_ns
         self.rows = rows
         self._frame_max_age_ns = frame_max_age_ns
@@ -162,12 +167,9 @@ class Moment(Columnar):
         return len(self.rows)
 
     def __repr__(self) -> str:
-        lines = [f"<gateway.Moment {self._when()}, {len(self.rows)} keys>"]
+        lines = [f"<gateway.Moment {self._asked}>"]
         lines += [" ".join(cells) for cells in self._shown()]
         return "\n".join(lines)
-
-    def _when(self) -> str:
-        return format_time(self.when_ns, self.rows[0].stream.zone) if self.rows else "without a record"
 
     def _shown(self) -> Iterator[tuple[str, str, str, str]]:
         """Stream, key, age and value of the first rows."""
@@ -176,7 +178,7 @@ class Moment(Columnar):
             yield row.stream.name, row.key, age, "(a camera)" if row.camera else _excerpt(row.record.value)
 
     def _repr_html_(self) -> str:
-        parts = [f"<p>{html.escape(self._when())}, {len(self.rows)} keys</p>"]
+        parts = [f"<p>{html.escape(self._asked)}</p>"]
         parts += [_figure(name, frame) for name, frame in list(self.frames.items())[:_FRAMES_SHOWN]]
         parts += [f"<p>{html.escape(str(error))}</p>" for error in list(self.no_frames.values())[:_FRAMES_SHOWN]]
         cells = (f"<tr>{''.join(f'<td>{html.escape(cell)}</td>' for cell in row)}</tr>" for row in self._shown())

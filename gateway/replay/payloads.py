@@ -27,17 +27,18 @@ Typed = tuple[list[pa.Array], dict[int, str]]
 
 
 class Payloads(ABC):
-    """Turns a column of payloads into columns. `schema` is what these are; None while it is not settled."""
+    """Turns a column of payloads into columns. `schema` is what these are; None while it is not settled.
+
+    A kind that knows its schema beforehand has nothing to look for in the range.
+    """
 
     schema: pa.Schema | None = None
 
-    def look(self, values: pa.Array) -> None:
-        """See what types one more batch of the range has. Not called where the schema is known."""
-        raise NotImplementedError
+    def look(self, values: pa.Array) -> None:  # noqa: B027 - most kinds need none
+        """See what types one more batch of the range has."""
 
-    def settle(self) -> None:
+    def settle(self) -> None:  # noqa: B027
         """The whole range was looked at: `schema` is known now."""
-        raise NotImplementedError
 
     @abstractmethod
     def arrays(self, values: pa.Array) -> Typed:
@@ -115,8 +116,11 @@ class Numbers(Payloads):
             try:
                 numbers.append(None if value is None else _number(value))
             except ValueError:
-                reasons[row] = "no number"
+                reasons[row] = f"no number{_JSON_HINT if value.lstrip()[:1] == b'{' else ''}"
         return [pa.array(numbers, pa.float64())], reasons
+
+
+_JSON_HINT = ', but an object: values="json" reads those'
 
 
 def _number(value: bytes) -> float:

@@ -15,7 +15,7 @@ from gateway.errors import DamageWarning
 from gateway.log.chunks import Decode, Rows
 from gateway.log.gap import CLOCK_HEADER, GAP_HEADER, ClockStep, Gap, parse_clock, parse_gap
 from gateway.log.segment import Segment
-from gateway.replay.columnar import Columnar, Shape, Shaped
+from gateway.replay.columnar import Columnar, Shape, Shaped, library
 
 if TYPE_CHECKING:
     from gateway_native.batch import Row, Selection
@@ -32,6 +32,9 @@ RETAIN_HEADER = "retain"
 
 # So many damaged places are listed, and warned of.
 GAPS_MAX = 10_000
+
+# So much of a value is in a record's repr.
+_VALUE_SHOWN_BYTES = 200
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
@@ -55,6 +58,18 @@ class Record:
     headers: tuple[tuple[str, bytes], ...]
     """Names and values in their order; a name may occur more than once."""
     zone: tzinfo = field(default=UTC, repr=False, compare=False)
+
+    def __repr__(self) -> str:
+        """With the beginning of a large value: a picture of some MiB would keep a notebook busy for minutes."""
+        value = self.value
+        if value is not None and len(value) > _VALUE_SHOWN_BYTES:
+            shown = f"{value[:_VALUE_SHOWN_BYTES]!r}… ({len(value):,} bytes)"
+        else:
+            shown = repr(value)
+        return (
+            f"Record(offset={self.offset}, timestamp_ms={self.timestamp_ms}, key={self.key!r}, value={shown}, "
+            f"headers={self.headers!r})"
+        )
 
     @property
     def timestamp(self) -> datetime:
@@ -153,6 +168,9 @@ class Records(Columnar, Iterable[Record]):
         self._zone = zone
         self._report = report
 
+    def __repr__(self) -> str:
+        return "<gateway.Records, read when they are iterated over, or by to_arrow(), to_polars(), to_pandas() …>"
+
     @property
     def gaps(self) -> list[Damage]:
         """Damaged places that the last iteration passed over, in the order of their offsets."""
@@ -235,6 +253,7 @@ class Records(Columnar, Iterable[Record]):
         "sum" or "count". values, schema: as for `to_arrow`; a payload of several fields gives a column for each,
         named `key.field`. UsageError for more than 10,000 columns.
         """
+        library("pyarrow", "Arrow")
         from gateway.replay.wide import Wide
 
         every_ns = None if every is None else parse_duration(every)

@@ -41,6 +41,9 @@ class RemoteReader:
         self._client = client
         self._lock = lock
         self._partition = partition
+        host, port = client.address
+        self.identity = f"kafka://{host}:{port}"
+        """What a cursor knows the log by."""
 
     def _offset(self, timestamp: int) -> tuple[int, int]:
         with self._lock:

@@ -27,6 +27,7 @@ OFFSET_PROPERTY = "original-offset"
 STEP_S = 0.2
 
 TOPIC_BYTES_MAX = 65_535
+_NOT_IN_TOPICS = "+#\0"
 
 
 class Message(NamedTuple):
@@ -112,6 +113,11 @@ class Changes:
     retain: bool = False
     """Keep retain flags: what is published last then stays at the broker."""
 
+    def __post_init__(self) -> None:
+        """ValueError for a prefix that no topic can begin with."""
+        if any(character in self.prefix for character in _NOT_IN_TOPICS):
+            raise ValueError(f"the prefix {self.prefix!r} cannot begin a topic: '+', '#' and NUL stand in none")
+
 
 def republish(
     records: Iterable[Record],
@@ -175,5 +181,5 @@ def _topic(key: bytes | None, prefix: str) -> str | None:
         topic = prefix + key.decode()
     except UnicodeDecodeError:
         return None
-    wrong = any(character in topic for character in "+#\0") or len(topic.encode()) > TOPIC_BYTES_MAX
+    wrong = any(character in topic for character in _NOT_IN_TOPICS) or len(topic.encode()) > TOPIC_BYTES_MAX
     return None if wrong else topic

@@ -8,6 +8,7 @@ than once has the list of its values.
 from __future__ import annotations
 
 import base64
+import codecs
 import csv
 import io
 import json
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
 
 CSV_COLUMNS = ("offset", "timestamp", "key", "value", "value_base64", "headers")
 TEXT_VALUE_CHARACTERS_MAX = 500
+
+_UTF_8 = codecs.getincrementaldecoder("utf-8")  # a character may be cut in its middle
 
 Formatter = Callable[["Record"], str]
 
@@ -100,6 +103,15 @@ def _text(raw: bytes | None) -> str | None:
         return None
 
 
+def _beginning(raw: bytes) -> str | None:
+    """More characters than are shown, if there are, or None if they are no text."""
+    looked_at = raw[: 4 * (TEXT_VALUE_CHARACTERS_MAX + 1)]
+    try:
+        return _UTF_8().decode(looked_at, final=len(looked_at) == len(raw))
+    except UnicodeDecodeError:
+        return None
+
+
 def _text_or_base64(name: str, raw: bytes | None) -> dict[str, str | None]:
     text = _text(raw)
     if raw is None or text is not None:
@@ -108,7 +120,8 @@ def _text_or_base64(name: str, raw: bytes | None) -> dict[str, str | None]:
 
 
 def _shown(raw: bytes | None) -> str:
-    text = _text(raw)
+    """Escaped and cut. Of a large value only what may be shown is looked at."""
+    text = _beginning(raw or b"")
     if raw is None or text is None:
         return f"({len(raw or b''):,} bytes)"
     escaped = "".join(character if character.isprintable() else repr(character)[1:-1] for character in text)

@@ -7,6 +7,7 @@ would). Transport over UDP is refused with 461, so nothing leaves the connection
 from __future__ import annotations
 
 import asyncio
+import errno
 import time
 from collections import deque
 from collections.abc import Mapping
@@ -17,7 +18,13 @@ from gateway.simulate.journal import JournalFile, Sent
 from gateway.simulate.rtsp_connection import Connection
 from gateway.simulate.rtsp_messages import Authentication
 
+# asyncio's own sentence has the address once more.
+_TAKEN = "another program listens there; choose another port, or 0 for a free one"
 _BACKLOG = 1024  # hundreds of clients may connect at once
+
+
+def _reason(error: OSError) -> str:
+    return _TAKEN if error.errno == errno.EADDRINUSE else error.strerror or str(error)
 
 
 class RtspServer:
@@ -76,7 +83,7 @@ class RtspServer:
             if not isinstance(error, OSError):
                 raise
             raise SourceError(
-                f"The simulated camera cannot listen on {self.host}:{self.port}: {error.strerror or error}."
+                f"The simulated camera cannot listen on {self.host}:{self.port}: {_reason(error)}."
             ) from error
         self.port = self._server.sockets[0].getsockname()[1]
         self._housekeeping = loop.create_task(self._keep_house())

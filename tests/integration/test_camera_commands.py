@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from gateway import camera_status, cli
 from gateway.camera_status import CameraStatus
 from gateway.clock import realtime_ns
+from gateway.commands.pictures import write_picture
+from gateway.errors import GatewayError
 from gateway.log.layout import prepare
 from gateway.simulate.camera import CameraServer, LiveFeed
 from tests.support import onvif_device
@@ -76,6 +80,38 @@ async def test_probe_tells_why_not(gateway: Run, engine: str) -> None:
         assert f"{url} cannot be recorded (unauthorized): " in err
         code, out, _ = await gateway("probe", "rtsp://127.0.0.1:9/x", "--json", "--engine", engine)
         assert (code, json.loads(out)["state"]) == (1, "refused")
+
+
+async def test_mistakes_on_the_command_line_are_named_as_they_were_typed(gateway: Run) -> None:
+    """Once, by their options; nobody wrote a configuration."""
+    code, _, err = await gateway("probe", "rtsp://127.0.0.1:9/x", "--timeout", "soon")
+    assert (code, err.count("'soon' is not a duration")) == (2, 1)
+    assert err.startswith("gateway: --timeout: ")
+    code, _, err = await gateway("probe", "ftp://127.0.0.1/x")
+    assert code == 2
+    assert err.startswith("gateway: the URL must start with rtsp://")
+
+
+async def test_a_snapshot_of_a_camera_that_never_recorded(gateway: Run, tmp_path: Path) -> None:
+    """It says how the camera is; a camera that nobody records is not there."""
+    prepare(tmp_path, "test", "UTC")
+    away = CameraStatus("gate", "refused", "native", "", 0, 0, 0.0, 0, 0, 0, 0, 0, 3, None, "nothing listens")
+    camera_status.write(tmp_path, [away], realtime_ns())
+    code, _, err = await gateway("snapshot", "gate", tmp_path / "x.png", "--data", tmp_path)
+    assert (code, err) == (
+        1,
+        "gateway: The camera 'gate' has recorded nothing yet; its state is refused (nothing listens).\n",
+    )
+    code, _, err = await gateway("snapshot", "other", tmp_path / "x.png", "--data", tmp_path)
+    assert code == 1
+    assert "There is no stream 'other' here" in err
+
+
+def test_a_picture_that_cannot_be_written_is_named_as_it_was_asked_for(tmp_path: Path) -> None:
+    """Not by the name that it has until it is whole."""
+    target = tmp_path / "none" / "x.png"
+    with pytest.raises(GatewayError, match=f"^{re.escape(str(target))} cannot be written: No such file"):
+        write_picture(target, np.zeros((8, 8, 3), np.uint8))
 
 
 async def test_probe_through_libav(gateway: Run) -> None:

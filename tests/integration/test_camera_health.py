@@ -157,7 +157,7 @@ async def test_a_frozen_camera_costs_the_others_nothing(tmp_path: Path) -> None:
 
 
 async def test_dead_cameras_keep_no_living_one_waiting(tmp_path: Path) -> None:
-    """Three hundred that never answer; three that all come back in the meantime are recorded within seconds."""
+    """Three hundred that never answer, more than are asked at a time; three that come back are soon recorded."""
     with socket.create_server(("127.0.0.1", 0), backlog=512) as silent:
         dead = f"rtsp://127.0.0.1:{silent.getsockname()[1]}/x"
         feeds = {name: ListFeed([[*SETS, b"\x65picture"]], fps=20, repeat=0) for name in "abc"}

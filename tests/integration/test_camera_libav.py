@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import itertools
 from pathlib import Path
+from unittest.mock import patch
 
 import cv2
 import numpy as np
+from gateway_adapters.rtsp import pyav_camera
 
 from gateway import nal
 from gateway.simulate.camera import CameraServer, ListFeed
@@ -54,6 +56,15 @@ async def test_a_file_that_is_not_there(tmp_path: Path) -> None:
         await until(lambda: gateway.statistics("clip")["state"] == "not_found")
 
 
+async def test_a_device_that_is_not_there_or_is_no_camera(tmp_path: Path) -> None:
+    """Each is called that, and tried again: a USB camera may be plugged in later."""
+    cameras = {"gone": {"url": "v4l2:///dev/video-none"}, "null": {"url": "v4l2:///dev/null?size=640x480&fps=30"}}
+    async with recording(tmp_path / "data", cameras) as gateway:
+        await until(lambda: gateway.statistics("gone")["state"] == "not_found")
+        await until(lambda: gateway.statistics("null")["state"] == "unsupported")
+        assert gateway.statistics("null")["last_error"] == "this device is no camera (it does not speak V4L2)"
+
+
 async def test_images_over_http(tmp_path: Path) -> None:
     """Byte for byte, without the stamps that libav makes up for them."""
     images = [cv2.imencode(".jpg", np.full((48, 64, 3), shade, np.uint8))[1].tobytes() for shade in range(0, 250, 5)]
@@ -77,3 +88,29 @@ async def test_images_over_http(tmp_path: Path) -> None:
     records = pictures(gateway.stream("gate"))
     assert [record.value for record in records] == images
     assert not any("pts" in headers(record) for record in records)
+
+
+async def test_many_silent_cameras_are_left_together(tmp_path: Path) -> None:
+    """Each has a thread that waits for libav, which cannot be interrupted: all are waited for at the same time."""
+    going_on = asyncio.Event()
+
+    async def say_nothing(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await going_on.wait()
+        writer.close()
+
+    count = 30
+    server = await asyncio.start_server(say_nothing, "127.0.0.1", 0)
+    url = f"rtsp://127.0.0.1:{server.sockets[0].getsockname()[1]}/x"
+    cameras = {f"c-{n}": {"url": url, "engine": "pyav", "open_timeout": "60s"} for n in range(count)}
+    async with server:
+        async with recording(tmp_path, cameras) as gateway:
+            sources = [gateway.app.sources[name] for name in cameras]
+            with patch.object(pyav_camera, "PAUSE_TIMEOUT_S", 3_600):
+                pausing = [asyncio.create_task(source.pause()) for source in sources]
+                await asyncio.sleep(0.1)
+                # The loop's own threads have nothing to do with it.
+                async with asyncio.timeout(10):
+                    assert await asyncio.to_thread(lambda: 7) == 7
+                assert not any(task.done() for task in pausing)
+                going_on.set()
+                await asyncio.gather(*pausing)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import re
 import signal
 import subprocess
 import sys
@@ -17,7 +16,7 @@ import av
 import pytest
 
 from gateway.log.layout import prepare
-from tests.support.gateway_process import ROOT, environment
+from tests.support.gateway_process import environment
 from tests.support.partitions import Partition, make_batches
 
 PATIENCE_S = 60.0
@@ -178,25 +177,6 @@ def test_pictures_of_the_demo_by_command(demo: tuple[Path, str], tmp_path: Path)
     assert exported["frames"] > 0
     run("export", "gate-2", clip, "--data", directory, code=1)
     run("export", "gate-2", clip, "--data", directory, "--overwrite")
-
-
-@pytest.mark.slow
-def test_the_lines_of_python_in_the_readme_run(demo: tuple[Path, str]) -> None:
-    """As they stand, beside the demo's directory."""
-    directory, _ = demo
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    (lines,) = re.findall(r"```python\n(.*?)```", readme, re.DOTALL)
-    done = subprocess.run(
-        [sys.executable, "-c", lines],
-        cwd=directory.parent,
-        env=environment(),
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert (done.returncode, done.stderr) == (0, "")
-    assert "(360, 640, 3)" in done.stdout
-    assert (directory.parent / "clip.mp4").stat().st_size > 10_000
 
 
 @pytest.mark.slow

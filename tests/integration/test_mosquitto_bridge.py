@@ -21,7 +21,7 @@ ADDRESS = "address 127.0.0.1:1883"
 
 def recipe(page: str) -> list[str]:
     """The bridge's lines as that page has them."""
-    found = re.findall(r"```\n(connection gateway\n.*?)```", (ROOT / page).read_text(encoding="utf-8"), re.DOTALL)
+    found = re.findall(r"```conf\n(connection gateway\n.*?)```", (ROOT / page).read_text(encoding="utf-8"), re.DOTALL)
     assert len(found) == 1, page
     return found[0].splitlines()
 

@@ -72,6 +72,7 @@ class ScriptedBroker:
         self.unsubscribed: list[bytes] = []
         self.received: list[bytes] = []
         self.publishes = b""
+        self.once = False  # whatever it sends, it sends no second time
         self.port = 0
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -84,6 +85,12 @@ class ScriptedBroker:
                     writer.write(answer)
         writer.close()
 
+    def take_publishes(self) -> bytes:
+        taken = self.publishes
+        if self.once:
+            self.publishes = b""
+        return taken
+
     def answers(self, first_byte: int, body: bytes) -> list[bytes]:
         no_properties = b"\0" if self.version == 5 else b""
         if first_byte == 0x10:
@@ -92,10 +99,10 @@ class ScriptedBroker:
                 return [packet(0x20, b"\0\1")]
             connack = packet(0x20, bytes((self.present, 0)) + no_properties)
             resumed, self.present = self.present, True
-            return [connack, self.publishes] if resumed else [connack]
+            return [connack, self.take_publishes()] if resumed else [connack]
         if first_byte == 0x82:
             self.subscribed.append(body)
-            return [packet(0x90, body[:2] + no_properties + b"\1"), self.publishes]
+            return [packet(0x90, body[:2] + no_properties + b"\1"), self.take_publishes()]
         if first_byte == 0xA2:
             self.unsubscribed.append(body)
             return [packet(0xB0, body[:2] + (b"\0\0" if self.version == 5 else b""))]
@@ -272,8 +279,9 @@ async def test_broker_that_falls_silent(tmp_path):
     ("last_word", "said"),
     [
         (packet(0x90, b"\0\x63\0\0"), "never made"),
-        (publish("plant/a", b"", qos=2, packet_id=1, version=5), "QoS 2"),
-        (packet(0x62, b"\0\1"), "PUBREL"),
+        (publish("plant/a", b"", qos=3, packet_id=1, version=5), "QoS 3"),
+        (packet(0x62, b"\0\0"), "packet identifier 0"),
+        (packet(0x70, b"\0\1"), "PUBCOMP"),
         (packet(0xE0, b"\x8e"), "session taken over by another client"),
         (packet(0xE0, b"\x8b\0"), "server shutting down"),
     ],

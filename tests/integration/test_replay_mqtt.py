@@ -8,17 +8,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import paho.mqtt.client as paho
 import pytest
 from gateway_adapters.mqtt.listener import create
 from gateway_native import batch
-from paho.mqtt.enums import CallbackAPIVersion
 
 from gateway import cli
 from gateway.log.layout import prepare
 from gateway.replay import mqtt_target
 from tests.integration.peers import free_port, mosquitto
 from tests.support.gateway import on_uvloop, running, until
+from tests.support.keeping_subscriber import KeepingSubscriber
 from tests.support.native import wait_until
 from tests.support.partitions import Partition
 
@@ -111,33 +110,13 @@ async def test_a_broker_that_is_not_there(tmp_path: Path, capsys: pytest.Capture
     assert "geheim" not in capsys.readouterr().err
 
 
-class Listener:
-    """A client that keeps every message of the broker, with a session that outlives its connection."""
-
-    def __init__(self, port: int) -> None:
-        self.got: list[paho.MQTTMessage] = []
-        self._client = paho.Client(CallbackAPIVersion.VERSION2, client_id="kept", protocol=paho.MQTTv5)
-        self._client.on_message = lambda client, userdata, message: self.got.append(message)
-        subscribed: list[bool] = []
-        self._client.on_connect = lambda client, *rest: client.subscribe("#", 2)
-        self._client.on_subscribe = lambda *rest: subscribed.append(True)
-        self._client.reconnect_delay_set(1, 1)
-        self._client.connect("127.0.0.1", port)
-        self._client.loop_start()
-        wait_until(lambda: bool(subscribed), "the subscription")
-
-    def close(self) -> None:
-        self._client.disconnect()
-        self._client.loop_stop()
-
-
 @pytest.mark.integration
 async def test_mosquitto_gets_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Another client of a broker of others sees payloads, and the time in a user property."""
     rows = _rows(300)
     data = _recorded(tmp_path / "recorded", rows)
     with mosquitto(tmp_path / "broker") as broker:
-        listener = await asyncio.to_thread(Listener, broker.port)
+        listener = await asyncio.to_thread(KeepingSubscriber, broker.port)
         try:
             code, report = await _replay(capsys, data, broker.port, "--speed", "max", "--qos", "2")
             await asyncio.to_thread(wait_until, lambda: len(listener.got) >= len(rows), "every message", 20.0)
@@ -174,7 +153,7 @@ async def test_a_broker_that_restarts(
     data = _recorded(tmp_path / "recorded", _rows(600))
     settings = ["persistence true", f"persistence_location {tmp_path}/"]
     with mosquitto(tmp_path / "broker", settings=settings) as broker:
-        listener = await asyncio.to_thread(Listener, broker.port)
+        listener = await asyncio.to_thread(KeepingSubscriber, broker.port)
         try:
             replay = asyncio.create_task(_replay(capsys, data, broker.port, "--speed", "0.5", "--qos", "1"))
             await asyncio.to_thread(wait_until, lambda: len(listener.got) >= 100, "the first messages", 20.0)

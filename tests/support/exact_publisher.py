@@ -46,6 +46,10 @@ class ExactPublisher:
         if connack != expected and not (not self._connected_once and connack == b"\x20\x02\1\0"):
             self.fault = f"CONNACK was {connack!r}, not {expected!r}"
         self._connected_once = True
+        return self.resend()
+
+    def resend(self) -> bytes:
+        """Everything under way, once more."""
         publishes = [self._publish(packet_id, number, dup=True) for packet_id, number in self._published.items()]
         return b"".join(publishes + [self._release(packet_id) for packet_id in self._releasing])
 

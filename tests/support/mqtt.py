@@ -166,9 +166,10 @@ def make_listener(
 class Broker(Device):
     """The other side: `send` is what a broker sends to us. The group is one with `client=True`."""
 
-    def __init__(self, group: mqtt.Group, *, version: int = 0, inflight_max: int = 65_535) -> None:
+    def __init__(self, group: mqtt.Group, *, version: int = 0, inflight_max: int = 65_535, **options: Any) -> None:
         self.passed: list[int] = []  # of each packet returned, what lies behind its body
-        super().__init__(group, version=version, inflight_max=inflight_max)
+        self.new: list[bool] = []  # of each publish returned, what `acknowledge` said
+        super().__init__(group, version=version, inflight_max=inflight_max, **options)
 
     def attend(self) -> None:
         try:
@@ -176,11 +177,12 @@ class Broker(Device):
                 self.packets.append(taken)
                 self.passed.append(self.passed_over)
                 if taken[0] == 2:
-                    self.open(version=self.accept_version, inflight_max=self.inflight_max)
+                    self.open(version=self.accept_version, inflight_max=self.inflight_max, **self.options)
                 elif taken[0] == 3:
                     topic_bytes = int.from_bytes(taken[2][:2], "big")
                     if taken[1] & 6:
-                        self.acknowledge(int.from_bytes(taken[2][2 + topic_bytes :][:2], "big"))
+                        packet_id = int.from_bytes(taken[2][2 + topic_bytes :][:2], "big")
+                        self.new.append(self.acknowledge(packet_id, taken[1] >> 1 & 3, dup=bool(taken[1] & 8)))
         except mqtt.RemoteFault as fault:
             self.fault = fault
             self.close()

@@ -22,7 +22,7 @@ class Recording:
         directory.mkdir(parents=True, exist_ok=True)
         self.ring_bytes = ring_bytes
         self.writer = Writer("pwrite", partitions_max=16)
-        self._partitions: dict[str, int] = {}
+        self.partitions: dict[str, int] = {}
         self._threads: list[threading.Thread] = []
         if start:
             self.start()
@@ -34,22 +34,23 @@ class Recording:
             thread.start()
             self._threads.append(thread)
 
-    def partition(self, stream: str) -> int:
-        if stream not in self._partitions:
-            self._partitions[stream] = self.writer.add_partition(str(self.directory / f"{stream}-0"), linger_ns=0)
-        return self._partitions[stream]
+    def partition(self, stream: str, *, refuse_when_full: bool = False) -> int:
+        if stream not in self.partitions:
+            self.partitions[stream] = self.writer.add_partition(
+                str(self.directory / f"{stream}-0"), linger_ns=0, refuse_when_full=refuse_when_full
+            )
+        return self.partitions[stream]
 
     def broken_partition(self, stream: str) -> int:
         """A stream whose directory can never be made, so that it fails at its first record."""
         obstacle = self.directory / "obstacle"
         obstacle.write_text("a file where a directory is wanted")
-        self._partitions[stream] = self.writer.add_partition(str(obstacle / f"{stream}-0"), linger_ns=0)
-        return self._partitions[stream]
+        self.partitions[stream] = self.writer.add_partition(str(obstacle / f"{stream}-0"), linger_ns=0)
+        return self.partitions[stream]
 
     def full_partition(self, stream: str) -> int:
         """A stream that refuses records, because its disk is full until `make_room`; one record is in it."""
-        index = self.writer.add_partition(str(self.directory / f"{stream}-0"), linger_ns=0, refuse_when_full=True)
-        self._partitions[stream] = index
+        index = self.partition(stream, refuse_when_full=True)
         assert self.ring(f"first of {stream}").append(index, b"", b"first", b"", 1)
         self.flush()
         self.writer.roll(index)
@@ -57,9 +58,11 @@ class Recording:
         return index
 
     def make_room(self, stream: str) -> None:
-        """The disk of that stream has room again, and the writer knows."""
+        """The disk of that stream, which has refused something, has room again, and the writer knows."""
+        index = self.partitions[stream]
+        # A refusal is heard of before the stream says that it refuses.
+        wait_until(lambda: self.writer.partition_state(index)["refusing"], "the stream refuses")
         self.writer.reserve_bytes = 0
-        index = self._partitions[stream]
         wait_until(lambda: not self.writer.partition_state(index)["refusing"], "room on the disk")
 
     def ring(self, name: str) -> Ring:

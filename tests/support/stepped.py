@@ -8,6 +8,8 @@ from gateway_native import batch
 from gateway_native.ring import Ring
 from gateway_native.writer import ManualClock, Writer
 
+from gateway.log.recovery import recover
+
 STEP_NS = 10_000_000
 # Far more than one round of writing and committing takes.
 STEPS_MAX = 1_000
@@ -16,19 +18,23 @@ STEPS_MAX = 1_000
 class SteppedRecording:
     """As `Recording`, without threads."""
 
-    def __init__(self, directory: Path, *, ring_bytes: int = 2**20) -> None:
+    def __init__(self, directory: Path, *, ring_bytes: int = 2**20, recovering: bool = False) -> None:
+        """recovering: go on with what an earlier one left there."""
+        self._recovering = recovering
         self.directory = directory
         directory.mkdir(parents=True, exist_ok=True)
         self.ring_bytes = ring_bytes
         self.clock = ManualClock()
         self.writer = Writer("pwrite", partitions_max=16, clock=self.clock)
-        self._partitions: dict[str, int] = {}
+        self.partitions: dict[str, int] = {}
         self._rings: list[Ring] = []
 
     def partition(self, stream: str) -> int:
-        if stream not in self._partitions:
-            self._partitions[stream] = self.writer.add_partition(str(self.directory / f"{stream}-0"), linger_ns=0)
-        return self._partitions[stream]
+        if stream not in self.partitions:
+            directory = self.directory / f"{stream}-0"
+            state = recover(directory).writer_state() if self._recovering else {}
+            self.partitions[stream] = self.writer.add_partition(str(directory), linger_ns=0, **state)
+        return self.partitions[stream]
 
     def ring(self, name: str) -> Ring:
         self._rings.append(self.writer.ring(name, self.ring_bytes))
@@ -55,6 +61,11 @@ class SteppedRecording:
             for found in batch.scan(data, 0)[0]:
                 rows += batch.decode(data, found[0])
         return rows
+
+    def abandon(self) -> None:
+        """As a crash does: what has not been appended is gone, and nothing more becomes durable."""
+        self.writer.stop(abandon=True)
+        self._rings.clear()
 
     def close(self) -> None:
         self.writer.stop()

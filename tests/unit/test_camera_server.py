@@ -228,7 +228,7 @@ async def test_a_taken_port_is_said() -> None:
     """One sentence with address and cause, and no thread left behind."""
     async with serving({"cam": feed()}) as server:
         other = CameraServer(["cam"], port=server.port, width=160, height=120)
-        with pytest.raises(SourceError, match=f"cannot listen on 127.0.0.1:{server.port}"):
+        with pytest.raises(SourceError, match=f"cannot listen on 127.0.0.1:{server.port}: another program"):
             await other.start()
 
 

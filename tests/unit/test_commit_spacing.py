@@ -127,3 +127,85 @@ def test_many_partitions_leave_half_the_time_that_a_commit_takes(tmp_path: Path)
     assert after_a_commit_of(60, tmp_path / "c", partitions=MANY, records_each=11) == 0
     assert after_a_commit_of(60, tmp_path / "d", partitions=MANY, records_each=1) == 100
     assert after_a_commit_of(60, tmp_path / "e", partitions=1, records_each=120) == 0
+
+
+# -- clients that each wait for their last acknowledgement ------------------------------------------------------------
+
+GROUP = 16
+LINGER_US = 5_000
+QUIET_US = 150
+
+
+class Group(Stepped):
+    """Sixteen records that wait for their acknowledgements come together, at whatever time the test says."""
+
+    def pass_us(self, microseconds: int) -> None:
+        self.clock.monotonic_ns += microseconds * 1_000
+        self.clock.realtime_ns += microseconds * 1_000
+
+    def publish(self) -> None:
+        for _ in range(GROUP):
+            self.put_each(b"reading", WANTS_ACK)
+        self.take()
+
+    def commit_after_us(self) -> int:
+        """How long after a group published its commit begins; the commit is ended, too."""
+        began, waited = self.commits, 0
+        self.publish()
+        while self.commits == began:
+            self.pass_us(10)
+            self.take()
+            waited += 10
+        self.sync()
+        self.take()
+        return waited
+
+
+def in_lock_step(group: Group, rounds: int) -> list[int]:
+    """Acknowledged together, the clients publish again 100 us later."""
+    waited = []
+    for _ in range(rounds):
+        group.pass_us(100)
+        waited.append(group.commit_after_us())
+    return waited
+
+
+def test_who_falls_silent_together_waits_for_no_spacing(tmp_path: Path) -> None:
+    group = Group(tmp_path, 1)
+    group.pass_time(100)
+    waited = in_lock_step(group, 300)
+    # The spacing is kept where it is looked whether they still do, and only there.
+    kept = [number for number, us in enumerate(waited) if us > QUIET_US]
+    assert all(waited[number] > LINGER_US // 2 for number in kept)
+    assert kept == [1, 130, 259]  # the first met a disk at rest
+
+
+def test_who_publishes_on_unacknowledged_waits_for_the_spacing(tmp_path: Path) -> None:
+    """A burst every millisecond, whatever was acknowledged: as many commits as the spacing allows, and no more."""
+    group = Group(tmp_path, 1)
+    group.pass_time(100)
+    began = group.commits
+    for _ in range(1_000):
+        group.publish()
+        for _ in range(100):
+            group.pass_us(10)
+            group.take()
+            group.sync()
+            group.take()
+    assert 150 <= group.commits - began <= 201
+
+
+def test_a_burst_long_after_the_last_commit_is_no_answer_to_it(tmp_path: Path) -> None:
+    """Every 3 ms: the spacing allows every second burst a commit of its own, though nothing comes for most of it."""
+    group = Group(tmp_path, 1)
+    group.pass_time(100)
+    in_lock_step(group, 10)
+    began = group.commits
+    for _ in range(100):
+        group.publish()
+        for _ in range(300):
+            group.pass_us(10)
+            group.take()
+            group.sync()
+            group.take()
+    assert group.commits - began <= 61

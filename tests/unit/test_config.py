@@ -226,8 +226,8 @@ CAMERA = 'data = "d"\n[cameras.c]\nurl = "rtsp://h/x"\n'
         (BROKER + 'password = "x"\n', "gateway.toml:2: mqtt.subscribers.b: has a password but no 'username'"),
         (BROKER + "qos = 2\n", "gateway.toml:5: mqtt.subscribers.b.qos: "),
         (
-            BROKER.replace("stream =", "qos = 2, stream ="),
-            "gateway.toml:4: mqtt.subscribers.b.routes[0].qos: QoS 2 is not",
+            BROKER.replace("stream =", "qos = 2, stream =") + 'engine = "aiomqtt"\n',
+            'gateway.toml:4: mqtt.subscribers.b.routes[0].qos: engine = "aiomqtt" answers QoS 2 before it is on disk',
         ),
         (BROKER.replace("mqtt://h", "mqtt://h/path"), "the URL must end after host and port"),
         (BROKER.replace("mqtt://h", "tcp://h"), "the URL must start with mqtt:// or mqtts://"),
@@ -277,11 +277,28 @@ def test_a_mistake_in_a_subscriber_or_camera_is_named(write: Any, text: str, exp
         ('url = "rtsps://h/x"', "pyav"),
         ('url = "http://h/video.mjpg"', "pyav"),
         ('url = "file:///srv/clip.mp4"', "pyav"),
+        ('url = "v4l2:///dev/video0"', "pyav"),
+        ('url = "v4l2:///dev/v4l/by-id/usb-x?format=h264&size=1280x720&fps=30"', "pyav"),
     ],
 )
 def test_a_cameras_engine_is_the_one_that_can(write: Any, settings: str, engine: str) -> None:
     """Native wherever it speaks the camera's language; libav else, or where it is asked for."""
     assert load(write(f'data = "d"\n[cameras.c]\n{settings}\n')).cameras["c"].engine_used == engine
+
+
+@pytest.mark.parametrize(
+    ("url", "expected"),
+    [
+        ("v4l2://video0", "a camera of this machine is a device, as in 'v4l2:///dev/video0"),
+        ("v4l2:///etc/passwd", "a camera of this machine is a device"),
+        ("v4l2:///dev/video0?size=big", "'size=big' is none of format, size, fps with a value"),
+        ("v4l2:///dev/video0?list_formats=all", "'list_formats=all' is none of format, size, fps"),
+    ],
+)
+def test_a_device_that_is_none_is_refused(write: Any, url: str, expected: str) -> None:
+    """Only devices, and only what a camera may be asked for."""
+    (found,) = problems(write(CAMERA.replace("rtsp://h/x", url)))
+    assert expected in found
 
 
 @pytest.mark.parametrize(

@@ -156,7 +156,7 @@ def test_what_retention_took_is_told_as_missed(data: Path, tmp_path: Path) -> No
 
 
 def test_a_cursor_of_something_else_is_refused(data: Path, tmp_path: Path) -> None:
-    """Another stream, another log, no cursor, a newer one: each is named, and the file is left alone."""
+    """Another stream, another log, an older one, no cursor: each is named, and the file is left alone."""
     _stream(data, "a", [0])
     _stream(data, "b", [0])
     log = gateway.open(data)
@@ -169,6 +169,7 @@ def test_a_cursor_of_something_else_is_refused(data: Path, tmp_path: Path) -> No
         ({**content, "log": "1999"}, "made 1999"),
         ({**content, "format": 2}, "newer Gateway"),
         ({**content, "offset": "4"}, "is no cursor"),
+        ({**content, "offset": 2}, "stands at offset 2, but 'a' ends at 1: this is an older copy"),
         ([], "is no cursor"),
     ):
         path.write_text(json.dumps(wrong))

@@ -165,7 +165,7 @@ def test_mqtt_headers_are_those_in_the_table() -> None:
         response_topic="a/b", correlation_data=b"\0", user_properties=[("line", "3"), ("qos", "x")],
     )  # fmt: skip
     assert [name for name, _ in headers] == [*names[:-1], "line", "user.qos"]
-    more = [row[0].strip("`") for row in table_after("What a listener recorded may have")]
+    more = [row[0].strip("`") for row in table_after("What a listener or a native subscriber recorded may have")]
     assert {*names[:-1], *more} == RESERVED
     assert dict(headers)["content-type"] == b"%C3%A4"
 

@@ -58,7 +58,7 @@ def test_memory_is_what_the_machine_or_its_cgroup_has(monkeypatch: pytest.Monkey
     for text, fits in (("max\n", True), (f"{193 * MIB}\n", True), (f"{192 * MIB}\n", False)):
         group.write_text(text)
         assert limits.sums(config())[2].fits is fits
-    parts = r"1 rings of 64.0 MiB \+ 1.00 MiB of listeners' small ones \+ 64.0 MiB of buffers"
+    parts = r"1 rings of 64.0 MiB \+ 1.00 MiB of small ones for sessions \+ 64.0 MiB of buffers"
     parts += r" \+ 64.0 MiB for key indexes"
     with pytest.raises(ConfigError, match=rf"193 MiB of memory \({parts}\)"):
         limits.check(config())

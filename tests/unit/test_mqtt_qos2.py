@@ -158,6 +158,20 @@ def test_session_forgets_at_reconnect(stopped_recording):
     assert sorted(kept.unreleased) == [(1, 1), (2, 2), (3, 3)]
 
 
+def test_record_that_became_durable_while_nobody_waited(stopped_recording):
+    """No commit follows that would tell of it, so the duplicate is answered at once."""
+    listener = make_listener(stopped_recording)
+    kept = session()
+    first = device_of(listener, session=kept)
+    first.send(twice(1, b"1"))
+    first.close()
+    stopped_recording.start()
+    stopped_recording.flush()
+    second = device_of(listener, session=kept)
+    second.send(twice(1, b"1", dup=True))
+    assert second.received == pubrec(1)
+
+
 def test_session_in_use_twice(recording):
     """A session belongs to one connection; whoever takes it over closes the other one first."""
     listener = make_listener(recording)

@@ -162,9 +162,9 @@ def test_the_example_in_the_packages_docstring_runs(partition: Partition, capsys
     now = time.time_ns() // 1_000_000
     path = partition.directory.with_name("telemetry-0")
     rows: list[tuple[int, bytes, bytes, list[tuple[str, bytes]]]] = [
-        (now - 3_600_000, b"plant/1/temperature", b"too old", []),
-        (now - 60_000, b"plant/1/temperature", b"21.5", []),
-        (now - 59_000, b"plant/1/humidity", b"another", []),
+        (now - 3_600_000, b"plant/1/press/temperature", b"too old", []),
+        (now - 60_000, b"plant/1/press/temperature", b"21.5", []),
+        (now - 59_000, b"plant/1/press/humidity", b"another", []),
     ]
     Partition(path).add([batch.encode([row], offset) for offset, row in enumerate(rows)], sealed=False)
     indented = [line for line in (gateway.__doc__ or "").splitlines() if line.startswith("    ")]
@@ -173,7 +173,7 @@ def test_the_example_in_the_packages_docstring_runs(partition: Partition, capsys
     exec(example.replace("/var/lib/gateway", str(path.parent)), {})  # noqa: S102  # it is our own
     printed = capsys.readouterr().out.splitlines()
     assert len(printed) == 1
-    assert printed[0].endswith("b'plant/1/temperature' b'21.5'")
+    assert printed[0].endswith("b'plant/1/press/temperature' b'21.5'")
 
 
 LOCK_AND_CHILD = """

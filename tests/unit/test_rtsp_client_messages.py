@@ -49,6 +49,7 @@ def test_a_reply_is_read_as_cameras_write_it() -> None:
     [
         (b"HTTP/1.1 400 Bad Request\r\n\r\n", "speaks HTTP, not RTSP"),
         (b"RTSP/2.0 200 OK\r\n\r\n", "which is no RTSP/1.0"),
+        (b"SSH-2.0-OpenSSH_9.2\r\n", "begins with 'SSH-2.0-OpenSSH_9.2', which is no RTSP/1.0"),
         (b"\x16\x03\x01\x02\x00", "speaks TLS"),
         (b"\x00\x01\x02", "does not speak RTSP"),
         (b"A" * 20_000, "a head of over"),

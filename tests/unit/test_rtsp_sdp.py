@@ -111,12 +111,23 @@ def test_addresses_are_joined_as_cameras_expect(base: str, control: str, url: st
     assert joined(base, control) == url
 
 
-@pytest.mark.parametrize("control", ["http://h/x", "rtsp://", "rtsp://h:99999/", "a b", "x" * 3_000, "rtsp://[/"])
+@pytest.mark.parametrize(
+    "control", ["http://h/x", "rtsp://", "rtsp://h:99999/", "a b", "x" * 3_000, "rtsp://[/", "//[.0"]
+)
 def test_an_address_that_is_none_is_refused(control: str) -> None:
     """Nothing of a description can get a line end or another scheme into a request."""
     assert not is_url(control)
     with pytest.raises(RemoteFault, match="an address that is none"):
         joined(BASE, control)
+
+
+def test_numbers_that_no_packet_can_have_are_passed_over() -> None:
+    """A payload type has seven bits, a side of an image sixteen: the depacketizer takes nothing else."""
+    lines = ["m=video 0 RTP/AVP 198 26", "a=rtpmap:198 H264/90000", "a=x-dimensions:70000,480"]
+    track = parse(section(*lines), BASE).video()
+    assert (track.payload_type, track.codec, track.size) == (26, "jpeg", None)
+    with pytest.raises(Failure, match=r"cannot be recorded \(video\)"):
+        parse(section(*lines[1:2], "m=video 0 RTP/AVP 198", lines[1]), BASE).video()
 
 
 def test_descriptions_have_bounds() -> None:

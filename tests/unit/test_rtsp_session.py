@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import threading
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from typing import Any
 
 import pytest
 from gateway_adapters.rtsp.failures import Failure
@@ -172,8 +174,34 @@ async def test_a_name_server_that_is_away_keeps_no_known_camera_away(monkeypatch
     async def fail(*arguments: object, **options: object) -> None:
         raise socket.gaierror(socket.EAI_AGAIN, "Temporary failure in name resolution")
 
-    monkeypatch.setattr(asyncio.get_running_loop(), "getaddrinfo", fail)
+    monkeypatch.setattr(Names, "_ask", fail)
     assert await names.look_up("localhost", 554) == known
     with pytest.raises(Failure, match="Temporary failure") as caught:
         await names.look_up("localhost", 555)
     assert caught.value.state == "unreachable"
+    names.close()
+
+
+async def test_names_that_nobody_tells_keep_the_loops_own_threads_free(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the name server away every look-up hangs; what else the gateway does on threads goes on."""
+    names, hanging = Names(), threading.Event()
+    ask = socket.getaddrinfo
+
+    def hang(host: str, *arguments: Any, **options: Any) -> Any:
+        if options.get("flags"):
+            return ask(host, *arguments, **options)
+        hanging.wait()
+        raise socket.gaierror(socket.EAI_AGAIN, "Temporary failure in name resolution")
+
+    monkeypatch.setattr(socket, "getaddrinfo", hang)
+    asking = [asyncio.create_task(names.look_up(f"camera-{n}.invalid", 554)) for n in range(100)]
+    await asyncio.sleep(0.05)
+    try:
+        async with asyncio.timeout(10):
+            assert await asyncio.to_thread(lambda: 7) == 7
+        assert not any(task.done() for task in asking)
+    finally:
+        hanging.set()
+    found = await asyncio.gather(*asking, return_exceptions=True)
+    assert {str(each) for each in found} == {"the host cannot be found (Temporary failure in name resolution)"}
+    names.close()

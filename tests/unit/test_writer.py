@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from pathlib import Path
 
 import pytest
 from gateway_native import watermark
@@ -474,3 +475,28 @@ def test_a_writer_that_never_ran_can_be_thrown_away(tmp_path):
         writer.add_partition(str(tmp_path / "a-0"))
         writer.ring("ring", 1 << 20).append(0, b"key", b"value", b"", 0)
         del writer
+
+
+def mapped_resident_kib(directory) -> int:
+    """How much of the mapped logs in this directory this process's page tables hold."""
+    resident, ours = 0, False
+    for line in Path("/proc/self/smaps").read_text(encoding="utf-8", errors="replace").splitlines():
+        name, *rest = line.split()
+        if not name.endswith(":"):
+            ours = bool(rest) and rest[-1].startswith(str(directory)) and rest[-1].endswith(".log")
+        elif ours and name == "Rss:":
+            resident += int(rest[0])
+    return resident
+
+
+def test_a_mapped_segment_keeps_few_pages_mapped(tmp_path):
+    """What was written leaves the page tables before a sync has to write-protect it; it is in the log all the same."""
+    values = [bytes([number]) * 100_000 for number in range(200)]
+    with RunningWriter("mapped") as running:
+        running.writer.add_partition(str(tmp_path / "a-0"))
+        ring = running.ring(1 << 20)
+        for value in values:
+            last = put(ring, 0, b"", value, flags=WANTS_ACK)
+        assert verdict_of(ring, 0, last) == ACKED
+        assert 0 < mapped_resident_kib(tmp_path) <= 1_024
+    assert [record.value for record in read_partition(tmp_path / "a-0")] == values

@@ -8,6 +8,7 @@ import pytest
 from gateway_native import summary, watermark
 from gateway_native.batch import encode_headers
 from gateway_native.ring import ACKED, GAP, PENDING, REFUSED, WANTS_ACK, Ring
+from gateway_native.simulated_disk import Disk
 from gateway_native.writer import ManualClock, Writer
 
 from tests.support.segments import Row, read_partition
@@ -238,3 +239,55 @@ def test_a_clean_end_is_said_in_the_watermark(stepped: Stepped, tmp_path: Path) 
     stepped.end()
     clean = watermark.read(tmp_path / "a-0" / "watermark")
     assert clean == mark._replace(flags=mark.flags | watermark.CLEAN)
+
+
+@pytest.mark.parametrize("syncfs_files", [0, 4])
+def test_many_partitions_end_together(tmp_path: Path, syncfs_files: int) -> None:
+    """All of them clean: synced by several threads, or by two calls for the whole file system."""
+    stepped = Stepped(tmp_path, syncfs_files=syncfs_files)
+    ring = stepped.ring("r")
+    names = [f"s{number}-0" for number in range(40)]
+    for number, name in enumerate(names):
+        stepped.put(ring, stepped.partition(name), b"%d" % number)
+    stepped.run()
+    before = stepped.writer.counters["syncfs"]
+    stepped.end()
+    assert stepped.writer.counters["syncfs"] - before == (2 if syncfs_files else 0)
+    for number, name in enumerate(names):
+        mark = watermark.read(tmp_path / name / "watermark")
+        assert mark is not None
+        assert mark.flags & watermark.CLEAN
+        assert (tmp_path / name / f"{0:020d}.log").stat().st_size == mark.position
+        assert [row.value for row in read_partition(tmp_path / name)] == [b"%d" % number]
+
+
+def test_a_sync_that_fails_at_the_end_costs_one_partition_its_clean_end() -> None:
+    """It is told, and the others end cleanly."""
+    disk = Disk(1)
+    clock = ManualClock(realtime_ns=T0 * MS)
+    writer = Writer(disk.table("pwrite"), clock=clock)
+    ring = writer.ring("r", 1 << 20)
+    names = [f"s{number}-0" for number in range(5)]
+    for name in names:
+        index = writer.add_partition(f"/disk/{name}")
+        ring.append(index, b"key", b"value", b"", clock.realtime_ns, WANTS_ACK)
+    writer.step_writer()
+    clock.monotonic_ns += 100 * MS
+    writer.step_writer()
+    writer.step_flusher()
+    writer.step_writer()
+    assert ring.verdict(0, 1) == ACKED
+    disk.fail("sync_all", suffix=f"s2-0/{0:020d}.log")
+    writer.stop()
+    writer.step_writer()
+    assert writer.finish()
+    marks = [watermark.parse(disk.read_file(f"/disk/{name}/watermark")) for name in names]
+    clean = [mark is not None and bool(mark.flags & watermark.CLEAN) for mark in marks]
+    assert clean == [True, True, False, True, True]
+    assert [writer.partition_state(index)["failed_errno"] != 0 for index in range(5)] == [
+        False,
+        False,
+        True,
+        False,
+        False,
+    ]

@@ -1,7 +1,7 @@
 """One connection of the native subscriber to its broker: a client's side of MQTT on asyncio's buffered protocol.
 
-PUBLISH, PUBACK and PINGRESP stay native (`gateway_native.mqtt.Connection`); here are the packets that need a decision,
-keep-alive, and the end. Everything runs on the event loop.
+PUBLISH with all that answers it and PINGRESP stay native (`gateway_native.mqtt.Connection`); here are the packets that
+need a decision, keep-alive, and the end. Everything runs on the event loop.
 """
 
 from __future__ import annotations
@@ -42,6 +42,9 @@ class LinkOwner(Protocol):
     @property
     def paused(self) -> bool:
         """Nothing may be read now."""
+
+    def session(self, *, present: bool) -> mqtt.Session:
+        """What was received on earlier connections; nothing if the broker has no session."""
 
     def not_recorded(self, head: PublishHead, size: int) -> None:
         """A publish of so many bytes is larger than the largest record."""
@@ -142,16 +145,18 @@ class BrokerLink(mqtt.Connection, asyncio.BufferedProtocol):
     def _connected(self, connack: Connack) -> None:
         if connack.reason == 0:
             # What of a resumed session comes right behind is for the parser again.
-            self.open(version=self._asked_version, inflight_max=self._inflight_max)
+            session = self._owner.session(present=connack.session_present)
+            self.open(version=self._asked_version, inflight_max=self._inflight_max, session=session)
             self._keepalive_s = connack.number("server_keepalive", self._keepalive_s)
             self._reading_since = self._pinged_at = self.group.tick
         if not self.connack.done():
             self.connack.set_result(connack)
 
     def _pass_over(self, head: PublishHead, size: int) -> None:
-        self._owner.not_recorded(head, size)
-        if head.packet_id:
-            self.acknowledge(head.packet_id)
+        if not head.qos or self.acknowledge(
+            head.packet_id, head.qos, dup=head.dup
+        ):  # else it was told when it first came
+            self._owner.not_recorded(head, size)
 
     def _answered(self, packet_id: int, codes: bytes) -> None:
         answer = self._answers.pop(packet_id, None)

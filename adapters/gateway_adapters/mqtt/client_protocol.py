@@ -1,4 +1,4 @@
-"""MQTT control packets as a client reads and writes them, sans I/O: all but PUBLISH and PUBACK, which stay native.
+"""MQTT control packets as a client reads and writes them, sans I/O: all but PUBLISH and its answers, which stay native.
 
 The other side of protocol.py, whose reader and property table it shares. Decoders take the body of a packet and raise
 only RemoteFault; encoders give whole packets. Levels: 4 is MQTT 3.1.1, 5 is MQTT 5. Source: the two OASIS standards;
@@ -142,6 +142,8 @@ class PublishHead:
     """The beginning of a PUBLISH that is not recorded; packet_id is 0 with QoS 0."""
 
     topic: bytes
+    qos: int
+    dup: bool
     packet_id: int
 
 
@@ -149,10 +151,10 @@ def decode_publish_head(flags: int, body: bytes) -> PublishHead:
     """Topic and packet identifier of a PUBLISH (section 3.3.2) of which the end may be missing."""
     reader = _Reader(body, "PUBLISH")
     qos = flags >> 1 & 3
-    if qos > 1:
-        raise RemoteFault(Reason.QOS_NOT_SUPPORTED, "a publish has QoS 2 or 3, though 1 was subscribed to")
+    if qos == 3:
+        raise RemoteFault(Reason.MALFORMED_PACKET, "a publish has QoS 3")
     topic = reader.binary()
-    return PublishHead(topic, reader.packet_id() if qos else 0)
+    return PublishHead(topic, qos, bool(flags & 8), reader.packet_id() if qos else 0)
 
 
 def publishes_qos_0(data: bytes) -> Iterator[tuple[bytes, int]]:

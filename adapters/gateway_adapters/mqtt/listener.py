@@ -94,7 +94,14 @@ class MqttListener:
         engine = context.engine
         self._gaps = engine.gaps
         self._wills = Wills(self, self.native, engine.gaps, lambda: {at: name for name, at in engine.streams.items()})
-        self.sessions = Sessions(self, config, engine, self.native, self._wills)
+        self.sessions = Sessions(
+            self,
+            engine,
+            self.native,
+            expiry_max_s=config.session_expiry_max_ns // NS_PER_S,
+            sessions_max=config.sessions_max,
+            wills=self._wills,
+        )
         self._said = dict.fromkeys(_UNRECORDED, 0)
         self._counters = dict.fromkeys(
             ("accepted", "refused", "faults", "failed", "timeouts", "taken_over", "unanswered", "wills", "lost",

@@ -1,8 +1,8 @@
 """The MQTT subscriber with `engine = "native"`: records what an existing broker has.
 
 A QoS 1 message is acknowledged to the broker when its record is on disk, in the order of arrival, and the session is
-lasting: what the broker had is delivered again after a kill -9 of the gateway. When the ring to the writer is full the
-subscriber stops reading; nothing is dropped.
+lasting: what the broker had is delivered again after a kill -9 of the gateway. A QoS 2 message is then not recorded
+again (broker_session.py). When the ring to the writer is full the subscriber stops reading; nothing is dropped.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from gateway.errors import GatewayError
 from gateway.ingest.source import SourceContext
 from gateway_adapters.mqtt import client_protocol
 from gateway_adapters.mqtt.broker_link import BrokerLink, LinkEnded
+from gateway_adapters.mqtt.broker_session import BrokerSession
 from gateway_adapters.mqtt.client_protocol import FAILURE, Connack, PublishHead, publishes_qos_0, reason_text
 from gateway_adapters.mqtt.protocol import MQTT_3_1_1, MQTT_5, Reason
 from gateway_adapters.mqtt.routes import RoutedStreams
@@ -38,7 +39,7 @@ from gateway_adapters.mqtt.subscriptions import (
     wanted_filters,
 )
 
-# QoS 1 messages that an MQTT 5 broker is asked to have unacknowledged at most. MQTT 3.1.1 has no such limit.
+# QoS 1 and 2 messages that an MQTT 5 broker is asked to have under way at most. MQTT 3.1.1 has no such limit.
 INFLIGHT_MAX = 1_024
 # What is put up with. Mosquitto (2.0.11) exceeds the limit when it resumes a session, and would do so for ever if that
 # were taken for a fault; there are no more packet identifiers.
@@ -92,13 +93,14 @@ class NativeSubscriber:
         self._client_id = client_id_of(name, config, context.config.site)
         self._broker = f"{config.host}:{config.port}"
         self._subscriptions = self._remembered(context)
+        self._received = BrokerSession(self, self._client_id, context.engine, self.native, config)
         self._version = MQTT_5
         self._tls: ssl.SSLContext | None = None
         self._link: BrokerLink | None = None
         self._tasks: list[asyncio.Task[None]] = []
         self._state, self._cause = "starting", ""
         self._unrouted_said = 0
-        self._counters = dict.fromkeys(("lost", "unrouted", "connects", "failures"), 0)
+        self._counters = dict.fromkeys(("lost", "unrouted", "connects", "failures", "sessions_evicted"), 0)
 
     def _remembered(self, context: SourceContext) -> Subscriptions | None:
         """What the lasting session at the broker has; a session that ends with its connection has nothing."""
@@ -115,8 +117,9 @@ class NativeSubscriber:
     # -- the source's life
 
     async def start(self) -> None:
-        """Begin connecting, for as long as it takes. Raises SourceError when the TLS files cannot be used."""
+        """Begin connecting, for as long as it takes. Raises SourceError when TLS files or the disk cannot be used."""
         self._tls = broker_tls(self.config, self.name)
+        await self._received.start()
         asyncio.get_running_loop().add_reader(self._ring.event_fd, self._ring_event)
         for number, body in enumerate((self._run, self._tick)):
             self._tasks.append(asyncio.create_task(body(), name=f"mqtt-subscriber-{self.name}-{number}"))
@@ -155,6 +158,7 @@ class NativeSubscriber:
             with contextlib.suppress(TimeoutError):  # what is on its way then is cut off
                 await asyncio.wait_for(link.gone.wait(), STOP_TIMEOUT_S)
             link.abandon()
+        await self._received.stop()
         self._state = "stopped"
 
     async def hold(self) -> None:
@@ -183,7 +187,9 @@ class NativeSubscriber:
             "overflowed": native["overflowed"],
             "unrouted": self._counters["unrouted"] + native["unrouted"],
             "paused": native["stopped_for_room"],
+            "duplicates": native["duplicates"],
             "unacknowledged": native["unacknowledged"],
+            "unreleased": len(self._received),
             "waiting_for_room": int(link is not None and link.blocked),
         }
 
@@ -205,7 +211,7 @@ class NativeSubscriber:
             self._counters["failures"] += 1
             event = "broker connection lost" if was_connected else "broker not reached"
             self._enter("waiting", cause)
-            self._say(logging.WARNING, event, cause=cause, retry_in_s=round(delay_s, 1))
+            self.say(logging.WARNING, event, cause=cause, retry_in_s=round(delay_s, 1))
             await asyncio.sleep(delay_s)
 
     async def _session(self) -> None:
@@ -219,7 +225,7 @@ class NativeSubscriber:
             await self._subscribe(link, connack, known=known)
             self._enter("connected", "")
             self._counters["connects"] += 1
-            self._say(
+            self.say(
                 logging.INFO,
                 "connected to the broker",
                 version="5" if link.version == MQTT_5 else "3.1.1",
@@ -248,6 +254,7 @@ class NativeSubscriber:
         """CONNACK, and whether a session that it calls present is the one we remember. Raises LinkEnded or Refused."""
         config, remembered = self.config, self._subscriptions
         known = remembered is not None and await asyncio.to_thread(remembered.begin)
+        await self._received.prepare()
         packet = client_protocol.connect(
             self._version,
             self._client_id,
@@ -266,13 +273,14 @@ class NativeSubscriber:
             if remembered is not None:
                 remembered.restore()
             raise Refused(connack.reason)
+        await self._received.settle()
         return connack, known
 
     def _other_version(self, error: Exception) -> bool:
         """Try the other MQTT version at once, if that is what the broker objects to."""
         if not isinstance(error, Refused) or error.reason != Reason.UNSUPPORTED_PROTOCOL or self._version == MQTT_3_1_1:
             return False
-        self._say(logging.INFO, "the broker does not speak MQTT 5; using 3.1.1")
+        self.say(logging.INFO, "the broker does not speak MQTT 5; using 3.1.1")
         self._version = MQTT_3_1_1
         return True
 
@@ -301,15 +309,22 @@ class NativeSubscriber:
     def _granted(self, topic_filter: str, code: int) -> bool:
         qos = wanted_filters(self.config)[topic_filter]
         if code >= FAILURE:
-            self._say(logging.ERROR, "the broker refuses a subscription", filter=topic_filter, reason=reason_text(code))
+            self.say(logging.ERROR, "the broker refuses a subscription", filter=topic_filter, reason=reason_text(code))
         elif code < qos:
-            self._say(
-                logging.WARNING,
-                "the broker grants less than asked: messages in flight are lost when a connection breaks",
-                filter=topic_filter,
-                qos=code,
-            )
+            then = "recorded twice" if code else "lost"
+            event = f"the broker grants less than asked: messages in flight may be {then} when a connection breaks"
+            self.say(logging.WARNING, event, filter=topic_filter, qos=code)
         return code < FAILURE
+
+    # -- what its link and its session ask for
+
+    def session(self, *, present: bool) -> mqtt.Session:
+        """What a connection goes on with; present: the broker has its half of the session."""
+        return self._received.attach(present=present)
+
+    def count(self, counter: str, more: int = 1) -> None:
+        """Add to one of the counters of `statistics`."""
+        self._counters[counter] += more
 
     # -- what is not recorded
 
@@ -321,17 +336,17 @@ class NativeSubscriber:
             return
         self._lose(stream, size)
         topic = shown(head.topic.decode(errors="replace"))
-        self._say(logging.ERROR, "message not recorded: it is larger than the largest record", topic=topic, bytes=size)
+        self.say(logging.ERROR, "message not recorded: it is larger than the largest record", topic=topic, bytes=size)
 
     def _lose_what_waits(self, link: BrokerLink) -> None:
-        """The ring stayed full. The broker sends again what has QoS 1; nobody sends the rest."""
+        """The ring stayed full. The broker sends again what has QoS 1 or 2; nobody sends the rest."""
         before = self._counters["lost"]
         for topic, size in publishes_qos_0(link.kept_data):
             stream = self._stream_of(topic)
             if stream is not None:
                 self._lose(stream, size)
         lost = self._counters["lost"] - before
-        self._say(logging.ERROR, "the ring stayed full: messages that had arrived are not recorded", lost=lost)
+        self.say(logging.ERROR, "the ring stayed full: messages that had arrived are not recorded", lost=lost)
         link.abandon()
 
     def _tell_drops(self) -> None:
@@ -353,18 +368,21 @@ class NativeSubscriber:
     def _ring_event(self) -> None:
         """Acknowledgements may leave, a stream failed, the disk is full, or there is room again."""
         self._ring.clear_event()
+        self._release()
+        if self.native.crowded and self.native.has_room():
+            self._reopen()
+
+    def _release(self) -> None:
         for link in self.native.release():
             assert isinstance(link, BrokerLink)
             self._give_up(link)
-        if self.native.crowded and self.native.has_room():
-            self._reopen()
 
     def _give_up(self, link: BrokerLink) -> None:
         """Take nothing that could not be acknowledged: the broker keeps it and sends it again."""
         if link.ended.done():
             return
         cause = "the disk is full" if link.refused else "the stream of an unacknowledged message has failed"
-        self._say(logging.ERROR, f"disconnecting: {cause}")
+        self.say(logging.ERROR, f"disconnecting: {cause}")
         link.end(f"{cause}; the log names the stream", Reason.IMPLEMENTATION_ERROR)
 
     def _reopen(self) -> None:
@@ -378,18 +396,20 @@ class NativeSubscriber:
         while True:
             await asyncio.sleep(1)
             self.native.advance()
+            self._received.advance()
             if self._link is not None:
                 self._link.tick()
                 self._link.trim()
             self._say_unrouted()
             self._tell_drops()
-            if self.native.crowded:  # the ring's event does this; once more costs nothing
+            self._release()  # the ring's event does this, and the next, too; once more costs nothing
+            if self.native.crowded:
                 self._reopen()
 
     def _say_unrouted(self) -> None:
         unrouted = self.native.counters["unrouted"]
         if unrouted > self._unrouted_said:
-            self._say(
+            self.say(
                 logging.WARNING,
                 "messages not recorded: no route takes their topic",
                 topic=shown(self.native.unrouted_topic.decode(errors="replace")),
@@ -402,7 +422,7 @@ class NativeSubscriber:
     def _enter(self, state: str, cause: str) -> None:
         self._state, self._cause = state, cause
 
-    def _say(self, level: int, event: str, **fields: object) -> None:
+    def say(self, level: int, event: str, **fields: object) -> None:
         """Log an event; no payload, no secret. The log itself limits repeats and counts them."""
         self._logger.log(level, event, extra={"fields": {"source": self.name, "broker": self._broker, **fields}})
 

@@ -1,14 +1,14 @@
 """The gateway's own part of the stream of sessions: that one begins, what it is, that it ends.
 
-Records of the stream `SESSIONS_STREAM`: key `<listener>/<client id, escaped>`, value ASCII lines:
+Records of the stream `SESSIONS_STREAM`: key `<source>/<client id, escaped>`, value ASCII lines:
 
     open <seconds>              the session is there, and outlives its connection by so long (0: not at all)
     end <delivery>              it is over; all up to that delivery number is forgotten
     release <packet id> <delivery>    PUBREL: that packet identifier is free again, up to that number
 
-The last one is the parser's, and goes through the listener's ring; these two go through a ring of their own, because
-they come from the event loop. Their order among each other counts, and is kept; against `release` the delivery numbers
-decide (they grow).
+The source is a listener, or a subscriber, whose one session is its broker's. The last line is the parser's, and goes
+through the source's ring; the others go through a ring of their own, because they come from the event loop. Their order
+among each other counts, and is kept; against `release` the delivery numbers decide (they grow).
 """
 
 from __future__ import annotations
@@ -28,18 +28,18 @@ from gateway_adapters.mqtt.headers import escape
 CLIENT_ID_BYTES_MAX = 1_024
 
 
-def key_of(listener: str, client_id: str) -> bytes:
+def key_of(source: str, client_id: str) -> bytes:
     """The key of a session's records."""
-    return listener.encode() + b"/" + escape(client_id)
+    return source.encode() + b"/" + escape(client_id)
 
 
 class Journal:
-    """Writes for one listener. Durable when: the future that `write` returned has the result True."""
+    """Writes for one source. Durable when: the future that `write` returned has the result True."""
 
-    def __init__(self, listener: str, engine: Engine) -> None:
+    def __init__(self, source: str, engine: Engine) -> None:
         self.partition = engine.partition(SESSIONS_STREAM)
-        self._listener = listener
-        self._ring = engine.ring(f"{listener} (sessions)", SESSION_RING_BYTES)
+        self._source = source
+        self._ring = engine.ring(f"{source} (sessions)", SESSION_RING_BYTES)
         self._waiting: deque[tuple[bytes, bytes, asyncio.Future[bool] | None]] = deque()  # for room
         self._written: deque[tuple[int, asyncio.Future[bool]]] = deque()  # for the disk: sequence
 
@@ -61,7 +61,7 @@ class Journal:
     def write(self, client_id: str, *lines: str, awaited: bool) -> asyncio.Future[bool] | None:
         """One record. awaited: return a future, True once it is on disk, False when it never will be."""
         future = asyncio.get_running_loop().create_future() if awaited else None
-        self._waiting.append((key_of(self._listener, client_id), "\n".join(lines).encode("ascii"), future))
+        self._waiting.append((key_of(self._source, client_id), "\n".join(lines).encode("ascii"), future))
         self._put()
         return future
 

@@ -1,4 +1,4 @@
-"""What a listener knows of its lasting sessions after a restart: a checkpoint, and what the log says since.
+"""What a listener or subscriber knows of its sessions after a restart: a checkpoint, and what the log says since.
 
 A checkpoint bounds the work of a start. It is taken so that reading on from its offsets may find again what it knows
 already, and never misses anything: offsets first, then sessions. The numbers of deliveries grow, so what is found twice
@@ -25,13 +25,13 @@ from gateway.log.partition import PartitionReader
 DIRECTORY = "mqtt-sessions"
 VERSION = 1
 
-# The upper bits of a delivery number tell the listener: two may record in one stream, and have clients of one name.
+# The upper bits of a delivery number tell the source: two may record in one stream, and have clients of one name.
 NUMBER_BITS = 48
 
 
-def delivery_origin(listener: str) -> int:
-    """The upper bits of all delivery numbers of this listener."""
-    return (batch.crc32c(listener.encode()) & 0xFFFF) << NUMBER_BITS
+def delivery_origin(source: str) -> int:
+    """The upper bits of all delivery numbers of this listener or subscriber."""
+    return (batch.crc32c(source.encode()) & 0xFFFF) << NUMBER_BITS
 
 
 @dataclass
@@ -49,7 +49,7 @@ class SessionState:
 
 @dataclass
 class State:
-    """All lasting sessions of one listener, the next delivery number, and offsets by stream from which to read on."""
+    """All lasting sessions of one source, the next delivery number, and offsets by stream from which to read on."""
 
     delivery_next: int
     sessions: dict[str, SessionState] = field(default_factory=dict)
@@ -60,17 +60,17 @@ class CheckpointError(Exception):
     """The checkpoint cannot be used; the text says why."""
 
 
-def checkpoint_path(data: Path, listener: str) -> Path:
-    """Where the checkpoint of a listener is."""
-    return data / DIRECTORY / f"{listener}.json"
+def checkpoint_path(data: Path, source: str) -> Path:
+    """Where the checkpoint of a listener or subscriber is."""
+    return data / DIRECTORY / f"{source}.json"
 
 
-def save(data: Path, listener: str, state: State) -> None:
+def save(data: Path, source: str, state: State) -> None:
     """Replace the checkpoint. Durable when this returns; after a crash before, the old one is there. Raises OSError."""
-    path = checkpoint_path(data, listener)
+    path = checkpoint_path(data, source)
     content = {
         "version": VERSION,
-        "listener": listener,
+        "listener": source,
         "saved_s": int(time.time()),
         "delivery_next": state.delivery_next,
         "offsets": state.offsets,
@@ -86,10 +86,10 @@ def save(data: Path, listener: str, state: State) -> None:
     sync_directory(path.parent)
 
 
-def load(data: Path, listener: str, *, now_s: int | None = None) -> State | None:
+def load(data: Path, source: str, *, now_s: int | None = None) -> State | None:
     """The last checkpoint; None if there is none. Raises CheckpointError for a damaged one, or one that is not ours."""
     try:
-        text = checkpoint_path(data, listener).read_text("utf-8")
+        text = checkpoint_path(data, source).read_text("utf-8")
     except FileNotFoundError:
         return None
     except (OSError, UnicodeDecodeError) as error:
@@ -99,7 +99,7 @@ def load(data: Path, listener: str, *, now_s: int | None = None) -> State | None
         content = whole["content"]
         if batch.crc32c(json.dumps(content, separators=(",", ":")).encode()) != whole["crc32c"]:
             raise CheckpointError("its checksum is wrong")
-        if (content["version"], content["listener"]) != (VERSION, listener):
+        if (content["version"], content["listener"]) != (VERSION, source):
             raise CheckpointError(f"it is of version {content['version']}, for listener {content['listener']!r}")
         return _state(content, int(time.time()) if now_s is None else now_s)
     except (ValueError, KeyError, TypeError) as error:
@@ -115,15 +115,15 @@ def _state(content: dict[str, Any], now_s: int) -> State:
     return State(content["delivery_next"], sessions, dict(content["offsets"]))
 
 
-def restore(data: Path, listener: str, checkpoint: State | None, *, skip: Collection[str] = ()) -> State:
+def restore(data: Path, source: str, checkpoint: State | None, *, skip: Collection[str] = ()) -> State:
     """The sessions as they are now: the checkpoint, brought up to date by what the log says since.
 
-    skip: streams in which no MQTT listener records. Damaged places are passed over. Raises OSError.
+    skip: streams in which nothing of MQTT is recorded. Damaged places are passed over. Raises OSError.
     """
-    origin = delivery_origin(listener)
+    origin = delivery_origin(source)
     state = checkpoint or State(origin + 1)
     state.delivery_next = max(state.delivery_next, origin + 1)
-    reading = _Reading(state, f"{listener}/", origin)
+    reading = _Reading(state, f"{source}/", origin)
     reading.stream(data, SESSIONS_STREAM, reading.journal)
     for partition in list_partitions(data):
         if partition.partition == 0 and partition.stream not in (SESSIONS_STREAM, *skip):
@@ -221,3 +221,5 @@ class _Reading:
                 for packet_id, delivery in session.unreleased.items()
                 if delivery > max(over, self._released.get((client, packet_id), 0))
             }
+            for delivery in session.unreleased.values():  # one that was answered without a record is only here
+                self._count(delivery)

@@ -1,8 +1,9 @@
-"""The sessions of a listener's clients: who may go on where it stopped (MQTT 5 section 3.1.2.11.2 and 4.1).
+"""The sessions of a listener's clients, or a subscriber's own: who may go on where it stopped (MQTT 5 section 4.1).
 
 This is not a broker, so all that a session holds is the packet identifiers of QoS 2 publishes that were received and
-not released, and a will that waits for its delay. A *lasting* session outlives its connection; it also survives a
-restart of the gateway, killed or not.
+not released, and a will that waits for its delay. A subscriber has one session, whose other half its broker keeps;
+there the gateway is the receiver just the same. A *lasting* session outlives its connection; it also survives a restart
+of the gateway, killed or not.
 """
 
 from __future__ import annotations
@@ -18,8 +19,6 @@ from pathlib import Path
 
 from gateway_native import mqtt
 
-from gateway.clock import NS_PER_S
-from gateway.config import ListenerConfig
 from gateway.errors import ConfigError, SourceError
 from gateway.ingest.engine import Engine
 from gateway_adapters.mqtt.headers import escape
@@ -62,12 +61,23 @@ class Session:
 
 
 class Sessions:
-    """All sessions of one listener. Everything runs on the event loop, but what reads and writes checkpoints."""
+    """All sessions of one source. Everything runs on the event loop, but what reads and writes checkpoints."""
 
-    def __init__(self, host: Host, config: ListenerConfig, engine: Engine, native: mqtt.Group, wills: Wills) -> None:
-        _check_origin(host.name, engine.config.mqtt.listeners)
+    def __init__(
+        self,
+        host: Host,
+        engine: Engine,
+        native: mqtt.Group,
+        *,
+        expiry_max_s: int,
+        sessions_max: int,
+        wills: Wills | None = None,
+    ) -> None:
+        """expiry_max_s: the longest that a client gets. wills: a subscriber's session has none."""
+        _check_origin(host.name, [*engine.config.mqtt.listeners, *engine.config.mqtt.subscribers])
+        self.expiry_max_s = expiry_max_s
         self._host = host
-        self._config = config
+        self._sessions_max = sessions_max
         self._engine = engine
         self._native = native
         self._wills = wills
@@ -85,11 +95,6 @@ class Sessions:
         self._save_after = 0  # tick
         native.sessions_partition = self._journal.partition
         native.delivery_next = max(native.delivery_next, delivery_origin(host.name) + 1)
-
-    @property
-    def expiry_max_s(self) -> int:
-        """The longest that a client gets."""
-        return self._config.session_expiry_max_ns // NS_PER_S
 
     def statistics(self) -> dict[str, int]:
         """How many there are."""
@@ -167,6 +172,7 @@ class Sessions:
             if expiry_s and not lines:
                 lines.append(f"end {self._native.delivery_next - 1}")
         elif session.will is not None:
+            assert self._wills is not None
             self._wills.cancel(session.will)
             session.will = None
         self._away.pop(client_id, None)
@@ -193,21 +199,29 @@ class Sessions:
         """Its connection has ended. A will waits for its delay, but not longer than the session lasts."""
         session.connected = False
         session.away_since = self._native.tick
-        if self._sessions.get(session.client_id) is not session:
-            if will is not None:
-                self._wills.publish(will)
-            return
+        present = self._sessions.get(session.client_id) is session
         if will is not None:
-            delay_s = will.properties.get("will_delay", 0)
-            assert isinstance(delay_s, int)
-            if delay_s and session.expiry_s:
-                session.will = self._wills.delay(will, min(delay_s, session.expiry_s))
-            else:
-                self._wills.publish(will)
+            self._leave_will(session, will, present=present)
+        if not present:
+            return
         if session.expiry_s:
             self._changed = self._changed or session.native.durable
             self._wait_for_client(session)
         else:
+            self._end(session)
+
+    def _leave_will(self, session: Session, will: Will, *, present: bool) -> None:
+        assert self._wills is not None
+        delay_s = will.properties.get("will_delay", 0)
+        assert isinstance(delay_s, int)
+        if delay_s and session.expiry_s and present:
+            session.will = self._wills.delay(will, min(delay_s, session.expiry_s))
+        else:
+            self._wills.publish(will)
+
+    def end_others(self, client_id: str) -> None:
+        """Only this client's is left: a subscriber that is called otherwise now has another session at its broker."""
+        for session in [one for one in self._away.values() if one.client_id != client_id]:
             self._end(session)
 
     def remove(self, session: Session) -> None:
@@ -216,6 +230,7 @@ class Sessions:
         self._away.pop(session.client_id, None)
         self._lasting.pop(session.client_id, None)
         if session.will is not None:
+            assert self._wills is not None
             self._wills.hasten(session.will)
             session.will = None
 
@@ -260,7 +275,7 @@ class Sessions:
 
     def _evict(self) -> None:
         """No more than sessions_max: the client that has been away longest loses its session."""
-        while len(self._sessions) > self._config.sessions_max and self._away:
+        while len(self._sessions) > self._sessions_max and self._away:
             _, session = self._away.popitem(last=False)
             self._end(session)
             self._host.count("sessions_evicted")
@@ -320,21 +335,21 @@ class Sessions:
             )
 
 
-def _check_origin(name: str, listeners: Iterable[str]) -> None:
-    """Two names in 65,536 that lead to the same delivery numbers would confuse two listeners' clients."""
-    alike = [other for other in listeners if other != name and delivery_origin(other) == delivery_origin(name)]
+def _check_origin(name: str, sources: Iterable[str]) -> None:
+    """Two names in 65,536 that lead to the same delivery numbers would confuse the sessions of two sources."""
+    alike = [other for other in sources if other != name and delivery_origin(other) == delivery_origin(name)]
     if alike:
         raise ConfigError(
-            f"The listeners {name!r} and {alike[0]!r} cannot be told apart by the numbers of their deliveries; give "
+            f"The sources {name!r} and {alike[0]!r} cannot be told apart by the numbers of their deliveries; give "
             "one of them another name."
         )
 
 
-def _restore(data: Path, listener: str, skip: set[str]) -> tuple[State, str]:
+def _restore(data: Path, source: str, skip: set[str]) -> tuple[State, str]:
     """The sessions that an earlier run left, and what was wrong with its checkpoint."""
     damage = ""
     try:
-        checkpoint = load(data, listener)
+        checkpoint = load(data, source)
     except CheckpointError as error:
         checkpoint, damage = None, str(error)
-    return restore(data, listener, checkpoint, skip=skip), damage
+    return restore(data, source, checkpoint, skip=skip), damage

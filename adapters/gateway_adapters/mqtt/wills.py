@@ -25,7 +25,7 @@ REVOKED_MAX = 1_024
 
 
 class Host(Protocol):
-    """The listener, as far as wills need it."""
+    """The source, as far as wills and sessions need it."""
 
     name: str
 

@@ -19,7 +19,7 @@ from urllib.parse import unquote, urlsplit, urlunsplit
 from xml.etree import ElementTree as ET
 
 from gateway.errors import SourceError
-from gateway_adapters.rtsp.failures import scrub, shown
+from gateway_adapters.rtsp.failures import of_system, scrub, shown
 from gateway_adapters.rtsp.native_session import Credentials
 from gateway_adapters.rtsp.sdp import is_url
 
@@ -212,6 +212,8 @@ async def _ask(
                 device.profiles = await _profiles(camera, "" if user else "authless_")
         except TimeoutError:
             device.problem = f"no answer within {timeout_s:g} s"
+        except OSError as error:
+            device.problem = of_system(error.errno, shown(scrub(str(error), credentials.password))).cause
         except Exception as error:  # noqa: BLE001  # of a library above three others: whatever a device can cause
             device.problem = shown(scrub(str(error), credentials.password)) or type(error).__name__
         finally:

@@ -35,8 +35,8 @@ _BY_TYPE: tuple[tuple[type[Exception], str, str], ...] = (
     (av.error.HTTPNotFoundError, "not_found", "the camera has no stream at this path (404)"),
     (av.error.HTTPClientError, "unsupported", "the camera refuses the request (RTSP status 4xx)"),
     (av.error.HTTPServerError, "failed", "the camera fails to serve the stream (RTSP status 5xx)"),
-    (FileNotFoundError, "not_found", "there is no such file"),
-    (PermissionError, "unauthorized", "the gateway may not read this file"),
+    (FileNotFoundError, "not_found", "there is no such file or device"),
+    (PermissionError, "unauthorized", "the gateway may not read this file or device"),
     (ConnectionRefusedError, "refused", "nothing listens at this address (connection refused)"),
     (ConnectionError, "closed", "the camera broke the connection"),
     (av.error.InvalidDataError, "unsupported", "the answer is no RTSP, or no stream that libav understands"),
@@ -46,5 +46,10 @@ _BY_NUMBER = {
     errno.ENETUNREACH: ("unreachable", "there is no way to this network"),
     # Also what libav makes of a name that does not resolve.
     errno.EIO: ("unreachable", "the host cannot be found, or the connection broke"),
+    # Of a device of this machine.
+    errno.ENOTTY: ("unsupported", "this device is no camera (it does not speak V4L2)"),
+    errno.ENODEV: ("not_found", "the device is gone"),
+    errno.ENXIO: ("not_found", "the device is gone"),
+    errno.EBUSY: ("refused", "another program uses this device"),
     errno.EPROTONOSUPPORT: ("unsupported", "the camera does not speak the configured transport"),
 }

@@ -16,12 +16,13 @@ from gateway_adapters.rtsp.failures import RemoteFault, shown
 HEAD_BYTES_MAX = 16_384
 BODY_BYTES_MAX = 65_536
 HEADERS_MAX = 100
-# Frames that came before the reply to PLAY and are kept for the depacketizer.
-FRAMES_BYTES_MAX = 2**20
+# Frames that came before the reply to PLAY and are kept for the depacketizer, which takes twice as much.
+FRAMES_BYTES_MAX = 2**19
 
 _STATUS_LINE = re.compile(r"RTSP/1\.[0-9] +([1-5][0-9][0-9])(?: +(.*))?")
 _REQUEST_LINE = re.compile(r"([A-Z_]{1,32}) +(\S+) +RTSP/1\.[0-9]")
 _HEAD_END = re.compile(rb"\r?\n\r?\n")
+_LINE_END = re.compile(rb"\r|\n")
 # Digits only: int() would also take '+1', '1_0' and digits of other scripts.
 _LENGTH = re.compile(r"[0-9]{1,9}")
 _USER_AGENT = "Gateway"
@@ -97,7 +98,7 @@ class MessageParser:
                 raise RemoteFault("the camera sends pictures, but does not answer requests")
         if not buffer or buffer.startswith(b"$"):
             return None
-        _refuse_early(bytes(buffer[:1]))
+        _refuse_early(bytes(buffer[:HEAD_BYTES_MAX]))
         end = _HEAD_END.search(buffer, 0, HEAD_BYTES_MAX)
         if end is None:
             if len(buffer) >= HEAD_BYTES_MAX:
@@ -111,6 +112,11 @@ class MessageParser:
         body = bytes(buffer[end.end() : end.end() + length])
         del buffer[: end.end() + length]
         return _message(first, headers, body)
+
+    @property
+    def held_bytes(self) -> int:
+        """What it keeps of what it was fed."""
+        return len(self._buffer) + len(self._frames)
 
     def take_rest(self) -> bytes:
         """All that is left: frames, and bytes after the last message."""
@@ -164,12 +170,22 @@ def answer(asked: ServerRequest) -> bytes:
     return "\r\n".join([*lines, "", ""]).encode()
 
 
-def _refuse_early(first: bytes) -> None:
+def _refuse_early(begins: bytes) -> None:
     """What cannot become RTSP is refused at once instead of waiting for the end of a head that never comes."""
+    first = begins[:1]
     if first in (b"\x15", b"\x16"):
         raise RemoteFault('the camera speaks TLS at this port; use rtsps:// (engine = "pyav")')
     if not first.isalpha():
         raise RemoteFault("what listens at this address does not speak RTSP")
+    line = _LINE_END.split(begins, maxsplit=1)
+    if len(line) > 1 and not _is_rtsp(text := _decoded(line[0]).strip()):
+        if text.startswith("HTTP/"):
+            raise RemoteFault("what listens at this address speaks HTTP, not RTSP")
+        raise RemoteFault(f"what listens at this address begins with {shown(text)!r}, which is no RTSP/1.0")
+
+
+def _is_rtsp(first: str) -> bool:
+    return bool(_STATUS_LINE.fullmatch(first) or _REQUEST_LINE.fullmatch(first))
 
 
 def _parse_head(head: bytes) -> tuple[str, Headers]:
@@ -212,6 +228,4 @@ def _message(first: str, headers: Headers, body: bytes) -> Message:
         return Reply(int(status[1]), (status[2] or "").strip(), headers, body, cseq)
     if asked := _REQUEST_LINE.fullmatch(first):
         return ServerRequest(asked[1], asked[2], headers, cseq)
-    if first.startswith("HTTP/"):
-        raise RemoteFault("what listens at this address speaks HTTP, not RTSP")
     raise RemoteFault(f"the camera's answer begins with {shown(first)!r}, which is no RTSP/1.0")

@@ -157,6 +157,7 @@ class NativeCamera:
             self._credentials,
             self._config.open_timeout_ns / NS_PER_S,
             names=thread.names,
+            handshakes=thread.handshakes,
             on_redirect=lambda url: self._logger.info("camera redirects", extra=self._health.fields(to=url)),
         )
 
@@ -188,7 +189,8 @@ class NativeCamera:
             self._say_away(self._away_since_ns)
             self._away_since_ns = 0
             width, height = self._size
-            self._health.recording(codec=self._codec, width=width, height=height, run=run)
+            size = {"width": width, "height": height} if width else {}  # not known yet on the first connection
+            self._health.recording(codec=self._codec, **size, run=run)
         else:
             self._logger.info("camera's clock jumped, a new run begins", extra=self._health.fields(run=run))
 

@@ -8,13 +8,16 @@ from __future__ import annotations
 import asyncio
 import socket
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 from urllib.parse import urlsplit
 
 from gateway.config import CameraConfig
 from gateway_adapters.rtsp.authentication import Authenticator
 from gateway_adapters.rtsp.failures import Failure, of_system, shown
+from gateway_adapters.rtsp.handshakes import Handshakes
 from gateway_adapters.rtsp.protocol import Client, Redirected
 
 PORT = 554
@@ -27,6 +30,9 @@ _RECEIVE_BYTES = 65_536
 LOOK_UP_S = 2.0
 # Names that are remembered; redirects could lead to any number.
 NAMES_MAX = 10_000
+# Of threads that look names up. Theirs alone: with the name server away they are all busy, and the rest of the gateway
+# has other work for its own.
+LOOK_UPS_MAX = 8
 
 
 class Names:
@@ -34,6 +40,13 @@ class Names:
 
     def __init__(self) -> None:
         self._known: dict[tuple[str, int], list[tuple[Any, ...]]] = {}
+        self._threads: ThreadPoolExecutor | None = None
+
+    def close(self) -> None:
+        """What is being looked up is not waited for."""
+        threads, self._threads = self._threads, None
+        if threads is not None:
+            threads.shutdown(wait=False, cancel_futures=True)
 
     async def look_up(self, host: str, port: int) -> list[tuple[Any, ...]]:
         """As getaddrinfo. Raises Failure. An address is not looked up, so that it waits for no other camera's name."""
@@ -43,7 +56,7 @@ class Names:
             known = self._known.get((host, port))
         try:
             async with asyncio.timeout(LOOK_UP_S if known else None):
-                found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
+                found = await self._ask(host, port)
         except (OSError, UnicodeError) as error:  # TimeoutError is an OSError
             if known:
                 return known
@@ -54,6 +67,12 @@ class Names:
         if len(self._known) > NAMES_MAX:
             del self._known[next(iter(self._known))]  # the one that was looked up longest ago
         return list(found)
+
+    async def _ask(self, host: str, port: int) -> list[tuple[Any, ...]]:
+        if self._threads is None:
+            self._threads = ThreadPoolExecutor(LOOK_UPS_MAX, thread_name_prefix="gateway-names")
+        ask = partial(socket.getaddrinfo, host, port, type=socket.SOCK_STREAM)
+        return list(await asyncio.get_running_loop().run_in_executor(self._threads, ask))
 
 
 @dataclass(frozen=True)
@@ -90,22 +109,26 @@ async def connect(
     *,
     describe_only: bool = False,
     names: Names | None = None,
+    handshakes: Handshakes | None = None,
     on_redirect: Callable[[str], None] = lambda url: None,
     on_client: Callable[[Client], None] = lambda client: None,
 ) -> Connected:
     """Connect and have the camera play, or only describe itself. Raises Failure. The socket is the caller's then.
 
-    timeout_s: for all of it. A redirect is followed, without the credentials if it leads to another host. on_client:
-    is given each connection's client before it asks anything.
+    timeout_s: for all of it but waiting for one of the handshakes' places. A redirect is followed, without the
+    credentials if it leads to another host. on_client: is given each connection's client before it asks anything.
     """
     home = urlsplit(url).hostname
-    progress = _Progress(on_client, names or Names())
+    own = Names()  # without a thread until it is asked
+    progress = _Progress(on_client, names or own, handshakes or Handshakes())
     try:
-        async with asyncio.timeout(timeout_s):
+        async with asyncio.timeout(timeout_s) as limit:
             for _ in range(REDIRECTS_MAX + 1):
                 here = urlsplit(url).hostname == home
                 try:
-                    return await _connect(url, credentials if here else Credentials(), progress, describe_only)
+                    return await _connect(
+                        url, credentials if here else Credentials(), progress, limit, describe_only=describe_only
+                    )
                 except Redirected as elsewhere:
                     url = elsewhere.url
                     on_redirect(url)
@@ -119,6 +142,8 @@ async def connect(
                     raise
     except TimeoutError:
         raise Failure("timeout", f"{progress.waits_for} within {timeout_s:g} s") from None
+    finally:
+        own.close()
     raise Failure("unsupported", f"the camera redirects over {REDIRECTS_MAX} times")
 
 
@@ -128,6 +153,7 @@ class _Progress:
 
     on_client: Callable[[Client], None]
     names: Names
+    handshakes: Handshakes
     client: Client | None = None
 
     @property
@@ -137,15 +163,18 @@ class _Progress:
         return f"no answer to {self.client.waits_for or 'anything'}"
 
 
-async def _connect(url: str, credentials: Credentials, progress: _Progress, describe_only: bool) -> Connected:
+async def _connect(
+    url: str, credentials: Credentials, progress: _Progress, limit: asyncio.Timeout, *, describe_only: bool
+) -> Connected:
     parts = urlsplit(url)
     progress.client = None
     connection = await _open(parts.hostname or "", parts.port or PORT, progress.names)
     try:
         authenticator = Authenticator(credentials.username, credentials.password)
         client = progress.client = Client(url, authenticator, describe_only=describe_only)
-        progress.on_client(client)
-        await _converse(connection, client)
+        async with progress.handshakes.place(limit):
+            progress.on_client(client)
+            await _converse(connection, client)
     except BaseException:
         connection.close()
         raise

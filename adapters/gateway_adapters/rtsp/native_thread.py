@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from gateway_native import camera_thread as native
 
+from gateway_adapters.rtsp.handshakes import Handshakes
 from gateway_adapters.rtsp.native_session import Connected, Names
 
 if TYPE_CHECKING:
@@ -31,6 +32,7 @@ class NativeThread:
     def __init__(self, engine: Engine) -> None:
         self.ring = engine.ring(RING)
         self.names = Names()
+        self.handshakes = Handshakes()
         self._native = native.CameraThread(self.ring)
         self._users = 0
         self._handlers: dict[int, Handler] = {}
@@ -53,6 +55,7 @@ class NativeThread:
         self._loop.remove_reader(self._native.event_fd)
         self._native.stop()
         self._thread.join()
+        self.names.close()
         del _threads[self.ring]
 
     def play(self, connected: Connected, camera: native.Camera, handler: Handler) -> int:

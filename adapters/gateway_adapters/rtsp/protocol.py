@@ -116,6 +116,11 @@ class Client:
             out.append(self._respond(message))
         return b"".join(out)
 
+    @property
+    def held_bytes(self) -> int:
+        """Memory for what the camera sent and is not used up yet."""
+        return self._parser.held_bytes
+
     def take_rest(self) -> bytes:
         """What came behind the last reply, and frames that came before it: for the depacketizer."""
         return self._parser.take_rest()

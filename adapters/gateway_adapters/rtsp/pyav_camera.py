@@ -11,6 +11,7 @@ unit in ms since 1970, made larger where needed so that the ids of a camera alwa
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import threading
 import time
 from typing import TYPE_CHECKING, Any
@@ -48,7 +49,7 @@ class PyavCamera:
         self._context = context
         self._logger = context.logger
         self._password = config.password.get_secret_value() if config.password is not None else None
-        self._thread: threading.Thread | None = None
+        self._ended: asyncio.Event | None = None  # set on the event loop when the thread is over; None: there is none
         self._stopping = threading.Event()
         self._taking = threading.Lock()  # held while a record is put, so that `pause` knows none comes after it
         self._recorder: Recorder | None = None
@@ -81,8 +82,9 @@ class PyavCamera:
         self._health.connecting()
         self._board = board_of(engine.data)
         self._board.add(self)
-        self._thread = threading.Thread(target=self._run, name=f"camera {self.name}", daemon=True)
-        self._thread.start()
+        self._ended = asyncio.Event()
+        arguments = (asyncio.get_running_loop(), self._ended)
+        threading.Thread(target=self._run, args=arguments, name=f"camera {self.name}", daemon=True).start()
 
     async def pause(self) -> None:
         """Record nothing more. Returns within about two seconds, also when the camera is silent.
@@ -90,11 +92,13 @@ class PyavCamera:
         An access unit that is still arriving is not recorded.
         """
         self._stopping.set()
-        thread, self._thread = self._thread, None  # waited for once only
-        if thread is None:
+        ended, self._ended = self._ended, None  # waited for once only
+        if ended is None:
             return
-        await asyncio.to_thread(thread.join, PAUSE_TIMEOUT_S)
-        if thread.is_alive():
+        # Not by threads that join: the loop has few, and hundreds of silent cameras would wait for each other.
+        try:
+            await asyncio.wait_for(ended.wait(), PAUSE_TIMEOUT_S)
+        except TimeoutError:
             self._logger.info("camera is silent, its connection is left to time out", extra=self._health.fields())
         with self._taking:  # a record that was being put when the wait ended is in the ring now
             self._stopped = True
@@ -136,7 +140,14 @@ class PyavCamera:
 
     # -- the thread ---------------------------------------------------------------------------------------------------
 
-    def _run(self) -> None:
+    def _run(self, loop: asyncio.AbstractEventLoop, ended: asyncio.Event) -> None:
+        try:
+            self._connect_again_and_again()
+        finally:
+            with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
+                loop.call_soon_threadsafe(ended.set)
+
+    def _connect_again_and_again(self) -> None:
         while not self._stopping.is_set():
             self._health.connecting()
             began = time.monotonic()

@@ -14,6 +14,7 @@ import struct
 import time
 from collections.abc import Iterator
 from typing import Any
+from urllib.parse import parse_qsl, urlsplit
 
 import av
 import av.bitstream
@@ -30,6 +31,8 @@ av.logging.set_libav_level(av.logging.PANIC)
 
 # Open as soon as the SDP is known instead of watching the stream for seconds first.
 _LOW_PROBE = {"analyzeduration": "0", "probesize": "32"}
+# Options of a device in our URLs (gateway.config.values), and libav's.
+_DEVICE_OPTIONS = {"format": "input_format", "size": "video_size", "fps": "framerate"}
 _TO_ANNEX_B = {"h264": "h264_mp4toannexb", "h265": "hevc_mp4toannexb"}
 # AVProducerReferenceTime: wall clock in µs, flags.
 _PRFT = struct.Struct("=qi")
@@ -46,14 +49,12 @@ class PyavSession:
         self, url: str, *, transport: str, open_timeout_s: float, read_timeout_s: float, video_only: bool
     ) -> None:
         """Connect. Raises Failure."""
-        options = {} if url.startswith("file:") else {"rtsp_transport": transport, **_LOW_PROBE}
-        if video_only:
-            options["allowed_media_types"] = "video"
+        opened, kind, options = _source(url, transport, video_only=video_only)
         self._read_timeout_s = read_timeout_s
         began = time.monotonic()
         self._container: Any = None
         try:
-            self._container = av.open(url, options=options, timeout=(open_timeout_s, read_timeout_s))
+            self._container = av.open(opened, format=kind, options=options, timeout=(open_timeout_s, read_timeout_s))
         except (av.error.FFmpegError, OSError, ValueError) as error:
             # `from None`: libav's own texts contain the URL with the password.
             elapsed_s = time.monotonic() - began
@@ -122,6 +123,19 @@ class PyavSession:
             with contextlib.suppress(av.error.FFmpegError, OSError):
                 self._container.close()
             self._container = None
+
+
+def _source(url: str, transport: str, *, video_only: bool) -> tuple[str, str | None, dict[str, str]]:
+    """What libav opens, as what, with which options."""
+    if url.startswith("v4l2:"):
+        parts = urlsplit(url)
+        asked = dict(parse_qsl(parts.query))
+        options = {_DEVICE_OPTIONS[name]: value for name, value in asked.items()}
+        return parts.path, "v4l2", {"input_format": "mjpeg", **options}  # else it may choose raw pictures
+    options = {} if url.startswith("file:") else {"rtsp_transport": transport, **_LOW_PROBE}
+    if video_only:
+        options["allowed_media_types"] = "video"
+    return url, None, options
 
 
 def _camera_ns(packet: Any) -> int | None:

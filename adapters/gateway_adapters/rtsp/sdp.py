@@ -19,10 +19,15 @@ from gateway_adapters.rtsp.failures import Failure, RemoteFault, shown
 
 LINES_MAX = 1_000
 TRACKS_MAX = 32
+# Of one track.
+FORMATS_MAX = 32
 URL_CHARACTERS_MAX = 2_048
 # All parameter sets of a track together; real ones have 30 to 200 bytes.
 SETS_BYTES_MAX = 16_384
 FPS_MAX = 1_000.0
+# RTP has seven bits for a payload type, JPEG sixteen for a side.
+PAYLOAD_TYPE_MAX = 127
+SIDE_PIXELS_MAX = 65_535
 
 # Encoding names of RTP payload formats, as the records call the codecs.
 CODECS = {"H264": "h264", "H265": "h265", "HEVC": "h265", "JPEG": "jpeg"}
@@ -109,17 +114,23 @@ def joined(base: str, control: str) -> str:
     A relative one is appended, behind a query, too: that is what cameras expect, since clients have always done so. By
     RFC 1808 it would replace the last part of the path.
     """
-    if control in ("", "*"):
-        url = base
-    elif re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", control):
-        url = control
-    elif control.startswith("/"):
-        url = urljoin(base, control)
-    else:
-        url = f"{base}{'' if base.endswith('/') else '/'}{control}"
+    url = _joined(base, control)
     if not is_url(url):
         raise RemoteFault(f"the camera names an address that is none ({shown(control or base)!r})")
     return url
+
+
+def _joined(base: str, control: str) -> str:
+    if control in ("", "*"):
+        return base
+    if re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", control):
+        return control
+    if not control.startswith("/"):
+        return f"{base}{'' if base.endswith('/') else '/'}{control}"
+    try:
+        return urljoin(base, control)
+    except ValueError:  # "//[": the beginning of an IPv6 address, and no more
+        return ""
 
 
 def is_url(url: str) -> bool:
@@ -169,13 +180,14 @@ def _track(section: list[tuple[str, str]], base: str) -> Track | None:
     found = _MEDIA.match(section[0][1])
     if found is None:
         return None
-    announced = [int(each) for each in found[3].split()[:32] if re.fullmatch("[0-9]{1,3}", each)]
+    listed = found[3].split()[:FORMATS_MAX]
+    announced = [int(each) for each in listed if re.fullmatch("[0-9]{1,3}", each) and int(each) <= PAYLOAD_TYPE_MAX]
     track = Track(found[1].lower())
     maps: dict[int, tuple[str, int]] = {}
     formats: dict[int, str] = {}
     attributes = _attributes(section)
     for name, value in attributes:
-        if name == "rtpmap" and (entry := _RTPMAP.match(value)):
+        if name == "rtpmap" and (entry := _RTPMAP.match(value)) and int(entry[1]) <= PAYLOAD_TYPE_MAX:
             maps.setdefault(int(entry[1]), (entry[2].upper(), int(entry[3] or _CLOCK_HZ)))
         elif name == "fmtp" and (entry := _FMTP.match(value)):
             formats.setdefault(int(entry[1]), entry[2])
@@ -203,7 +215,8 @@ def _claim(track: Track, name: str, value: str) -> None:
         fps = float(found[0])
         track.fps = fps if 0 < fps <= FPS_MAX and math.isfinite(fps) else None
     elif name in ("framesize", "x-dimensions") and (found := _SIZE.match(value)):
-        track.size = (int(found[1]), int(found[2]))
+        size = (int(found[1]), int(found[2]))
+        track.size = size if all(0 < side <= SIDE_PIXELS_MAX for side in size) else None
 
 
 def _parameters(text: str) -> dict[str, str]:

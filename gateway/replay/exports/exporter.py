@@ -17,17 +17,17 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from dataclasses import replace as replace_fields
-from datetime import date
+from datetime import UTC, date
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gateway_native import batch
 
-from gateway.clock import NS_PER_MS, format_size
+from gateway.clock import NS_PER_MS, format_size, format_time
 from gateway.errors import FormatError, GatewayError, UsageError
 from gateway.log.files import FILES, replace
 from gateway.log.layout import sync_directory
-from gateway.replay.exports.writers import Format, WholeFile, format_named, format_of
+from gateway.replay.exports.writers import FORMATS, Format, WholeFile, format_named, format_of
 from gateway.replay.records import GapReport, OnGap, moment, without_retained
 
 if TYPE_CHECKING:
@@ -100,6 +100,8 @@ def export(
     """
     target = Path(path)
     single = format_of(target)
+    if single is None:
+        _check_directory_name(target, format_name, resume=resume)
     run = _Run(streams, target, choice, progress)
     if single is None:
         return _Directory(run, format_name, resume=resume).export()
@@ -108,6 +110,16 @@ def export(
     if resume:
         raise UsageError("Only an export into a directory can be gone on with; name a directory, and --format.")
     return _export_file(run, single, overwrite)
+
+
+def _check_directory_name(target: Path, format_name: str | None, *, resume: bool) -> None:
+    """UsageError for a name that looks like a file's: `data.xlsx` shall not become a directory unasked."""
+    if target.suffix and format_name is None and not resume and not target.is_dir():
+        known = ", ".join(suffix for each in FORMATS for suffix in each.suffixes)
+        raise UsageError(
+            f"{target} ends like no format that is written here ({known}, and .mp4 for pictures); if it shall be a "
+            "directory, say in which format its files are (--format)."
+        )
 
 
 class _Run:
@@ -350,11 +362,20 @@ class _Directory:
                 self._content[name] = was
             elif given != was:
                 raise UsageError(
-                    f"The export in {self._path} was begun with another {name.removesuffix('_ns')} ({was}); leave it "
-                    "out to go on with that, or name another directory."
+                    f"The export in {self._path} was begun with {_told(name, was)}; leave it out to go on with that, "
+                    "or name another directory."
                 )
         kept = self._content
         self._run.go_on_with(kept["start_ns"], _keys_from_json(kept["keys"]), retained=kept["retained"])
+
+
+def _told(name: str, value: Any) -> str:
+    """What an earlier export was asked for, in words."""
+    if name == "start_ns":
+        return "no start" if value is None else f"the start {format_time(value, UTC)}"
+    if name == "keys":
+        return "all keys" if value is None else f"the keys {', '.join(map(str, value))}"
+    return f"the {name} {value}"
 
 
 @dataclass(slots=True)

@@ -104,6 +104,11 @@ class WholeFile:
             self._writer = opened.open(self._partial, zone)
         except OSError as error:
             raise _unwritable(path, error) from error
+        except ModuleNotFoundError as error:
+            raise GatewayError(
+                f"Writing {opened.name} needs the package {str(error.name).partition('.')[0]!r}: "
+                "pip install 'gateway[replay]' brings it."
+            ) from error
 
     def write(self, stream: str, rows: list[Row]) -> None:
         try:
