@@ -22,7 +22,7 @@ from gateway_native.rtp cimport RtpCounters, RtpSession
 from gateway_native.rtp_blocks cimport BlockPool
 
 cdef enum:
-    TICK_NS = 8000000               # between two looks while anything comes: a fifth of a usual frame interval
+    TICK_NS = 4000000               # between two looks while anything comes
     RECEIVE_BYTES = 262144          # read at once from one connection: its turn
     PUBLISH_BYTES = 262144          # in the ring before the writer is told, within one turn
     EVENTS_MAX = 1024               # of epoll, looked at in one turn

@@ -70,7 +70,7 @@ cdef enum:
     SOON_PART = 2
     # Where nobody waits for an acknowledgement, few bytes may wait this long for company.
     RELAXED_SPACING_NS = 100000000
-    RELAXED_BYTES = 1048576
+    RELAXED_BYTES = 393216      # more would keep the pictures of a hundred cameras waiting for longer than 30 ms
     # Likewise more bytes of many partitions: so much of the time that the last commit took.
     CROWDED_REST_PART = 2
 
