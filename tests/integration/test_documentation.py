@@ -92,9 +92,12 @@ def test_examples_run(
 ) -> None:
     """Those of a page in their order: commands end with 0 and say something, Python raises and warns of nothing."""
     runner = _Runner(site, page.stem, monkeypatch, capfd)
-    for block in blocks(page):
-        if block.is_run:
-            runner.run(block)
+    try:
+        for block in blocks(page):
+            if block.is_run:
+                runner.run(block)
+    finally:
+        runner.forget()
 
 
 class _Runner:
@@ -112,6 +115,11 @@ class _Runner:
     def run(self, block: Block) -> None:
         text = on_this_machine(block.text, self._site.names, self._site.instant)
         {"python": self._run_python, "toml": self._check_toml, "sh": self._run_shell}[block.language](block, text)
+
+    def forget(self) -> None:
+        """Let go of what the examples made. Readings that they left half way end in order, and close their files; the
+        collector of cycles, to which names of functions would leave them, may find the files first."""
+        self._python.clear()
 
     def _new_name(self) -> str:
         return f"{self._name}-{next(self._counter)}"
