@@ -15,8 +15,10 @@ Result = TypeVar("Result")
 DISK_THREADS = 4
 # After commits the waiting are looked through at most so often …
 SWEEP_INTERVAL_S = 0.001
-# … and looking takes at most this part of the time, however many wait.
+# … and looking takes at most this part of the time, however many wait, but one that stood still does not count for more
+# than this.
 SWEEP_SHARE = 10
+SWEEP_PAUSE_MAX_S = 0.1
 # A consumer that has what it waited for comes again soon: so long its streams still count as waited for.
 FOLLOWED_S = 1.0
 
@@ -96,7 +98,8 @@ class Waiting:
             async with asyncio.timeout(max(deadline - time.monotonic(), 0)):
                 await waiter.event.wait()
         except TimeoutError:
-            return
+            # An answer is of the moment in which it leaves: DelayedFetch.onComplete of Kafka.
+            self._look(waiter, {})
         finally:
             self._waiters.discard(waiter)
 
@@ -142,7 +145,8 @@ class Waiting:
         for waiter in self._waiters:
             self._look(waiter, known)
         ended = time.monotonic()
-        self._next_sweep = ended + max(SWEEP_INTERVAL_S, (ended - started) * (SWEEP_SHARE - 1))
+        pause = (ended - started) * (SWEEP_SHARE - 1)
+        self._next_sweep = ended + min(max(SWEEP_INTERVAL_S, pause), SWEEP_PAUSE_MAX_S)
 
     def _look(self, waiter: Waiter, known: dict[str, int | None]) -> None:
         for topic, end in tuple(waiter.ends.items()):
