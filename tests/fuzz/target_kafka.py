@@ -54,7 +54,7 @@ class Target:
     """Runs inputs, one after the other, on an endpoint of its own."""
 
     def __init__(self) -> None:
-        fetch.WAIT_MAX_S = PATIENCE_S / 4
+        self._wait_max_s, fetch.WAIT_MAX_S = fetch.WAIT_MAX_S, PATIENCE_S / 4
         self._directory = tempfile.TemporaryDirectory(prefix="fuzz-kafka-")
         data = Path(self._directory.name) / "data"
         data.mkdir()
@@ -84,6 +84,7 @@ class Target:
         return server
 
     def close(self) -> None:
+        fetch.WAIT_MAX_S = self._wait_max_s
         self._loop.run_until_complete(self._server.stop())
         self._loop.close()
         self._engine.close()

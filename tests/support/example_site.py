@@ -81,10 +81,17 @@ class Site:
         return place
 
     def stopped(self, name: str) -> Path:
-        """The same with a copy of the data, which nobody writes."""
+        """The same with a copy of the data, which nobody writes.
+
+        The gateway goes on meanwhile: what counts is what was durable before, so watermarks are read first. One that is
+        copied after its log may speak of what the copy does not have.
+        """
         place = self.directory / "places" / name
         place.mkdir(parents=True)
+        marks = {path.relative_to(self.data): path.read_bytes() for path in self.data.glob("*/watermark")}
         shutil.copytree(self.data, place / "data")
+        for path, mark in marks.items():
+            (place / "data" / path).write_bytes(mark)
         text = self.config.read_text(encoding="utf-8").replace(str(self.data), str(place / "data"))
         (place / "gateway.toml").write_text(text, encoding="utf-8")
         return place
