@@ -133,8 +133,8 @@ cdef uint8_t* ring_put(
 
 
 cdef inline bint may_nap(RingState* ring) noexcept nogil:
-    """Nobody waits for what was just published, and little has come since the writer was last woken."""
-    return not ring.urgent & (SLOT_WANTS_ACK | SLOT_GAP) \
+    """Nobody waits for what was just published, nor for room, and little has come since the writer was last woken."""
+    return not ring.urgent & (SLOT_WANTS_ACK | SLOT_GAP) and not gw_load_relaxed(&ring.waiting) \
         and ring.reserved - ring.rung_at < min(<uint64_t>NAP_BYTES, ring.capacity // NAP_PART)
 
 
